@@ -1,0 +1,28 @@
+"""Type aliases shared by the package: arrays, batches, collections and the callables users pass in."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+Key: TypeAlias = PRNGKeyArray
+Images: TypeAlias = Float[Array, "batch height width channels"]
+RawImages: TypeAlias = UInt8[Array, "batch height width channels"]
+Labels: TypeAlias = Int[Array, " batch"] | Float[Array, "batch classes"]
+"""Class indices, or class probabilities (label smoothing, mixup, CutMix)."""
+
+PyTree: TypeAlias = Any
+Variables: TypeAlias = Mapping[str, PyTree]
+"""Flax variables by collection, e.g. ``{"params": ..., "gates": ..., "batch_stats": ...}``."""
+
+Batch: TypeAlias = Mapping[str, Any]
+"""At least ``image`` (batch, height, width, channels) and ``label``; an optional boolean ``valid`` (batch,)
+marks the rows that are not padding."""
+
+Metrics: TypeAlias = dict[str, Any]
+
+Loss: TypeAlias = Callable[[Any, Batch], Array]
+"""``loss(outputs, batch)``: one value per example, shape (batch,), or their mean, shape ()."""
+
+Transform: TypeAlias = Callable[[Key, Batch], dict[str, Any]]
+"""``transform(key, batch)``: a pure function from a batch to a batch, run inside the jitted step."""
