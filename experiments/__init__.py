@@ -1,0 +1,1 @@
+"""The ablation: configurations, commands, the training loop, logs and the report."""

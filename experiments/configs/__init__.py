@@ -1,0 +1,7 @@
+"""The configurations by name, each with its recipe as the docstring of its file."""
+
+from experiments.config import Experiment
+from experiments.configs import cifar100_resnet18, cifar100_vit_tiny, digits
+
+_MODULES = (digits, cifar100_resnet18, cifar100_vit_tiny)
+CONFIGS: dict[str, tuple[Experiment, str]] = {m.CONFIG.name: (m.CONFIG, m.__doc__ or "") for m in _MODULES}

@@ -1,0 +1,20 @@
+"""ViT-Ti/4 on CIFAR-100 at 32x32, from scratch: gates on both residual branches of every block.
+
+    python -m experiments.ablate cifar100_vit_tiny --data.path PATH --seeds 4 \\
+        --arms baseline fsg fsg_joint fsg_gr --out runs/vit
+
+EXPECTED
+"""
+
+from experiments.config import Data, Experiment, Gate, Optimizer, Train, ViT
+
+CONFIG = Experiment(
+    name="cifar100_vit_tiny",
+    data=Data(augment=("crop", "flip", "trivial", "mixup_or_cutmix"), mix_alpha=0.8),
+    model=ViT(drop_path=0.1),
+    gate=Gate(learning_rate=1e-2),
+    optimizer=Optimizer(
+        name="adamw", learning_rate=1e-3, weight_decay=0.05, warmup_epochs=10.0, clip=1.0, label_smoothing=0.1
+    ),
+    train=Train(epochs=200, batch_size=256, dtype="bfloat16"),
+)

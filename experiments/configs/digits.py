@@ -1,0 +1,17 @@
+"""Handwritten digits, 8x8 (scikit-learn, 1,797 images): the demonstration that needs no download.
+
+    python -m experiments.ablate digits --seeds 3 --arms baseline fsg fsg_gr --out runs/demo
+
+EXPECTED
+"""
+
+from experiments.config import Data, Experiment, Gate, Optimizer, ResNet, Train
+
+CONFIG = Experiment(
+    name="digits",
+    data=Data(name="digits", validation=200),
+    model=ResNet(width=16),
+    gate=Gate(learning_rate=1e-2),
+    optimizer=Optimizer(learning_rate=0.05),
+    train=Train(epochs=10, batch_size=64, eval_batch_size=200),
+)

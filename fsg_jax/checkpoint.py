@@ -1,0 +1,200 @@
+"""Checkpoints with Orbax: the whole state and the position in the data; asynchronous, atomic, verified on reading."""
+
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+
+from fsg_jax.state import TrainState
+
+CORRUPT_SUFFIX = ".corrupt"
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint of a folder could be read, or one does not fit the state it is read into."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Checkpointer.restore` read."""
+
+    state: TrainState
+    step: int
+    data: Any
+    """Position of the data iterator, as given to `Checkpointer.save`."""
+    extra: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves and restores a `TrainState`, the data position and small extras; one folder a step.
+
+    A checkpoint appears under its step's name only when it is complete. It carries a CRC-32 of every array, which
+    `restore` compares: a truncated or damaged checkpoint is set aside (``<step>.corrupt``) with a warning, and the
+    one before it is read.
+
+    Args:
+      directory: made if missing.
+      keep_last: how many of the newest to keep.
+      best: name of a metric given to `save`; the checkpoint with its largest value is kept too.
+      smallest: the smallest value of `best` is the best.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, keep_last: int = 2, best: str | None = None, smallest: bool = False
+    ) -> None:
+        self.directory = Path(directory).absolute()
+        self._best, self._smallest = best, smallest
+        policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
+        if best is not None:
+            policies.append(
+                ocp.checkpoint_managers.BestN(
+                    get_metric_fn=lambda m: m[best], reverse=smallest, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            create=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(
+        self,
+        state: TrainState,
+        *,
+        data: Any = None,
+        metrics: Mapping[str, float] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Copies the state and returns; writing goes on in the background. See `wait`.
+
+        Args:
+          state: saved under its step; saving a step twice is an error.
+          data: JSON-able position of the data iterator, e.g. its ``get_state()``.
+          metrics: for `best`.
+          extra: any JSON-able mapping.
+        """
+        leaves = to_leaves(state)
+        meta = {"data": data, "extra": dict(extra or {}), "crc32": checksums(leaves)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+        self._manager.save(int(state.step), args=items, metrics=dict(metrics) if metrics else None)
+
+    def wait(self) -> None:
+        """Returns when all saving is done; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go of the folder."""
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the best metric among those kept, or None."""
+        metrics = {step: self._manager.metrics(step) for step in self.steps()}
+        ranked = sorted((m[self._best], step) for step, m in metrics.items() if m and self._best in m)
+        return ranked[0 if self._smallest else -1][1] if ranked else None
+
+    def restore(self, like: TrainState, step: int | None = None) -> Restored:
+        """The newest readable checkpoint, or that of `step`.
+
+        Args:
+          like: a state of the same model and optimizers, e.g. from `init_state`; its values are not used.
+          step: read this one and no other.
+
+        Raises:
+          CheckpointError: none is there, none is readable, or the saved leaves do not fit `like`; each is named.
+        """
+        candidates = [step] if step is not None else self.steps()[::-1]
+        failures = []
+        for candidate in candidates:
+            try:
+                return self._read(like, candidate)
+            except MismatchError as error:
+                raise CheckpointError(f"{self.directory / str(candidate)}: {error}") from error
+            except Exception as error:  # whatever a damaged file makes the readers raise
+                failures.append(f"step {candidate}: {type(error).__name__}: {error}")
+                if step is None:
+                    self._set_aside(candidate, error)
+        found = "; ".join(failures) or "no checkpoint there"
+        raise CheckpointError(f"nothing to restore in {self.directory}: {found}")
+
+    def _read(self, like: TrainState, step: int) -> Restored:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        template = to_leaves(like)
+        check_fit(meta["crc32"], template)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        leaves = self._manager.restore(step, args=items)["state"]
+        damaged = [k for k, crc in checksums(leaves).items() if crc != meta["crc32"][k]]
+        if damaged:
+            raise ValueError(f"{len(damaged)} arrays differ from their checksums, the first is {damaged[0]}")
+        return Restored(from_leaves(leaves, like), step, meta["data"], meta["extra"])
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        path = self.directory / str(step)
+        aside = path.with_name(path.name + CORRUPT_SUFFIX)
+        warnings.warn(
+            f"checkpoint {path} is damaged ({type(error).__name__}: {error}); it is set aside as {aside.name} and "
+            "the one before it is used",
+            stacklevel=3,
+        )
+        path.rename(aside)
+        self._manager.reload()
+
+
+class MismatchError(ValueError):
+    """A sound checkpoint of something else: other leaves or other shapes."""
+
+
+def to_leaves(state: TrainState) -> dict[str, np.ndarray]:
+    """Host copies of the leaves of a state by path; the random key as its integers."""
+    return {path: np.array(_unkey(leaf)) for path, leaf in _paths(state)[0]}
+
+
+def from_leaves(leaves: Mapping[str, Any], like: TrainState) -> TrainState:
+    """The reverse of `to_leaves`."""
+    paths, treedef = _paths(like)
+    return tree_unflatten(treedef, [_rekey(jnp.array(leaves[path]), old) for path, old in paths])
+
+
+def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """CRC-32 of each array with its shape and dtype, so that a template can be compared too."""
+    return {k: f"{v.dtype}{list(v.shape)}:{zlib.crc32(np.ascontiguousarray(v)):08x}" for k, v in leaves.items()}
+
+
+def check_fit(saved: Mapping[str, str], template: Mapping[str, np.ndarray]) -> None:
+    """Raises MismatchError that names missing, extra and differently shaped leaves."""
+    missing = sorted(template.keys() - saved.keys())
+    extra = sorted(saved.keys() - template.keys())
+    kinds = {k: f"{v.dtype}{list(v.shape)}" for k, v in template.items() if k in saved}
+    shapes = [f"{k} is {s}, not {kinds[k]}" for k in kinds if (s := saved[k].split(":")[0]) != kinds[k]]
+    parts = [f"missing: {missing}"] * bool(missing) + [f"unknown: {extra}"] * bool(extra) + shapes
+    if parts:
+        raise MismatchError("the checkpoint does not fit this state; " + "; ".join(parts))
+
+
+def _paths(state: TrainState) -> tuple[list[tuple[str, Any]], Any]:
+    flat, treedef = tree_flatten_with_path(state)
+    return [(keystr(path), leaf) for path, leaf in flat], treedef
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _unkey(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _rekey(leaf: Any, like: Any) -> Any:
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf

@@ -1,0 +1,108 @@
+"""The gradient of one pass: of chosen labels only, over one batch or several micro-batches."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from fsg_jax.penalties import Penalty
+from fsg_jax.gates import GATES
+from fsg_jax.state import STREAMS, TrainState, apply_model
+from fsg_jax.typing import Batch, Key, Loss, PyTree
+
+
+class Gradient(NamedTuple):
+    """Gradients (None at leaves that do not move), updated model state, and metrics of the pass."""
+
+    grads: PyTree
+    model_state: PyTree
+    metrics: dict[str, Array]
+
+
+class Objective(NamedTuple):
+    """What a pass minimises, ``mean loss + penalty``, and the metrics to report of its outputs."""
+
+    loss: Loss
+    penalty: Penalty | None
+    metrics: Mapping[str, Loss]
+
+
+def pass_gradient(
+    state: TrainState,
+    objective: Objective,
+    batch: Batch,
+    key: Key,
+    accumulate: int,
+    trainable: PyTree,
+    model_state: PyTree,
+    moved: Collection[str],
+) -> Gradient:
+    """Gradient of `objective` at `trainable` with respect to the leaves of the labels `moved`, and to no other.
+
+    With ``accumulate = n > 1`` the batch is cut into n equal micro-batches; gradients and metrics are their means,
+    and model state runs through them in order.
+    """
+    labels = state.tx.labels(trainable)
+    held = jax.tree.map(lambda k, p: None if k in moved else p, labels, trainable)
+    leaves = jax.tree.map(lambda k, p: p if k in moved else None, labels, trainable)
+
+    def value(leaves: PyTree, model_state: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[Any, Any]]:
+        return _value(state, objective, _merge(leaves, held), model_state, batch, key)
+
+    grad = jax.grad(value, has_aux=True)
+    if accumulate == 1:
+        grads, (model_state, metrics) = grad(leaves, model_state, batch, key)
+        return Gradient(grads, model_state, metrics)
+
+    def body(carry: tuple[Any, Any], xs: tuple[Any, Any]) -> tuple[tuple[Any, Any], Any]:
+        total, model_state = carry
+        grads, (model_state, metrics) = grad(leaves, model_state, *xs)
+        return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, leaves)
+    xs = _micro_batches(batch, accumulate), jax.random.split(key, accumulate)
+    (total, model_state), metrics = jax.lax.scan(body, (zeros, model_state), xs)
+    grads = jax.tree.map(lambda g: g / accumulate, total)
+    return Gradient(grads, model_state, jax.tree.map(lambda m: m.mean(0), metrics))
+
+
+def grad_norms(labels: PyTree, *grads: PyTree) -> dict[str, Float[Array, ""]]:
+    """Global gradient norm by label, over the trees `grads`, in which None marks a leaf that did not move."""
+    by_label: dict[str, list[Array]] = {}
+    for tree in grads:
+        if tree:
+            jax.tree.map(lambda k, g: None if g is None else by_label.setdefault(k, []).append(g), labels, tree)
+    return {label: tree_norm(leaves) for label, leaves in sorted(by_label.items())}
+
+
+def tree_norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm of all leaves together."""
+    return optax.tree.norm(tree)
+
+
+def _value(
+    state: TrainState, objective: Objective, trainable: PyTree, model_state: PyTree, batch: Batch, key: Key
+) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
+    variables = {**trainable, **model_state}
+    outputs, model_state = apply_model(state.model, variables, batch["image"], train=True, rngs=rngs)
+    loss = jnp.mean(objective.loss(outputs, batch))
+    metrics = {"loss": loss} | {name: jnp.mean(f(outputs, batch)) for name, f in objective.metrics.items()}
+    if objective.penalty is not None:
+        loss = loss + objective.penalty(trainable.get(GATES, {}), state.gate_kinds)
+    return loss, (model_state, metrics)
+
+
+def _merge(some: PyTree, others: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None)
+
+
+
+def _micro_batches(batch: Batch, n: int) -> dict[str, Any]:
+    size = batch["image"].shape[0]
+    if size % n:
+        raise ValueError(f"a batch of {size} cannot be cut into accumulate={n} equal micro-batches")
+    return {k: v.reshape(n, size // n, *v.shape[1:]) for k, v in batch.items()}

@@ -1,0 +1,95 @@
+"""Losses ``loss(outputs, batch)``: one value per example, computed in at least float32."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from fsg_jax.typing import Batch, Loss
+
+
+def cross_entropy(outputs: Float[Array, "batch classes"], batch: Batch) -> Float[Array, " batch"]:
+    """-Σ_k p_k log softmax(outputs)_k, where p is ``batch["label"]``.
+
+    Args:
+        outputs: logits.
+        batch: with ``label``, class indices (batch,) or probabilities (batch, classes).
+
+    Returns:
+        The loss of every example in nats; NaN where an index is not below the number of classes.
+
+    Raises:
+        ValueError: labels of another shape or dtype.
+    """
+    logits, labels = _widen(outputs), jnp.asarray(batch["label"])
+    if jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == logits.shape[:1]:
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape == logits.shape:
+        return optax.losses.softmax_cross_entropy(logits, _widen(labels))
+    raise ValueError(
+        f"label: expected integers {logits.shape[:1]} or probabilities {logits.shape}, "
+        f"found {labels.dtype} of shape {labels.shape}"
+    )
+
+
+def make_cross_entropy(label_smoothing: float = 0.0) -> Loss:
+    """Return the cross-entropy with the labels (1 - s) p + s / classes: Szegedy et al. (2016), section 7.
+
+    Computed as (1 - s) CE(p) + s CE(uniform), which is equal and also takes class indices.
+
+    Args:
+        label_smoothing: s in [0, 1).
+
+    Raises:
+        ValueError: s outside [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1), found {label_smoothing}")
+    if label_smoothing == 0:
+        return cross_entropy
+
+    def smoothed(outputs: Float[Array, "batch classes"], batch: Batch) -> Float[Array, " batch"]:
+        uniform = {"label": jnp.full(outputs.shape, 1 / outputs.shape[-1], jnp.float32)}
+        target, spread = cross_entropy(outputs, batch), cross_entropy(outputs, uniform)
+        return (1 - label_smoothing) * target + label_smoothing * spread
+
+    return smoothed
+
+
+def squared_error(
+    outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch
+) -> Float[Array, " batch"]:
+    """Return (outputs - target)² with ``batch["target"]`` of shape (batch,) or (batch, 1).
+
+    Raises:
+        ValueError: outputs or targets of another shape.
+    """
+    return optax.losses.squared_error(*_flat_pair(outputs, batch))
+
+
+def smooth_l1(
+    outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch
+) -> Float[Array, " batch"]:
+    """Return d² / 2 where |d| < 1, else |d| - 1/2, with d = outputs - target: Girshick (2015), equation 3.
+
+    Args:
+        outputs: predictions.
+        batch: with ``target``, (batch,) or (batch, 1).
+
+    Raises:
+        ValueError: outputs or targets of another shape.
+    """
+    return optax.losses.huber_loss(*_flat_pair(outputs, batch), delta=1.0)
+
+
+def _flat_pair(outputs: Array, batch: Batch) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    targets = jnp.asarray(batch["target"])
+    count = outputs.shape[0]
+    for name, values in (("outputs", outputs), ("target", targets)):
+        if values.shape not in ((count,), (count, 1)):
+            raise ValueError(f"{name}: expected shape ({count},) or ({count}, 1), found {values.shape}")
+    return _widen(outputs).reshape(-1), _widen(targets).reshape(-1)
+
+
+def _widen(values: Array) -> Array:
+    """Convert to float32, or keep a wider floating-point dtype."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
