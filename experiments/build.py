@@ -111,8 +111,8 @@ def build_gate(config: Gate, arm: Arm) -> Any:
         return fsg.SqueezeExcite
     if arm.kind == "hard_concrete":
         logit = math.log(config.l0_open / (1 - config.l0_open))
-        return partial(fsg.Gate, kind=arm.kind, init="constant", init_value=logit)
-    return partial(fsg.Gate, kind=arm.kind, init=config.init, init_value=config.init_value)
+        return partial(fsg.Gate, kind=arm.kind, logits_init="constant", init_value=logit)
+    return partial(fsg.Gate, kind=arm.kind, logits_init=config.init, init_value=config.init_value)
 
 
 def build_optimizer(experiment: Experiment, arm: Arm) -> Any:

@@ -13,7 +13,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from fsg_jax.squash import get_squashing, is_stochastic, squash
-from fsg_jax.typing import Key
+from fsg_jax.typing import AnyArray, Key
 
 GATES = "gates"
 """Name of the variable collection of gate logits, and of the random stream that initialises and draws gates."""
@@ -74,25 +74,25 @@ class Gate(nn.Module):
     Attributes:
       axis: the channel axis, negative or not.
       kind: how logits become values, a key of `fsg_jax.squash.SQUASHINGS`; the paper's is ``"sigmoid"``.
-      init: ``"xavier"`` (the reference's rule), ``"he"``, ``"constant"``, ``"open"``, or a function
+      logits_init: ``"xavier"`` (the reference's rule), ``"he"``, ``"constant"``, ``"open"``, or a function
         ``(key, shape) -> logits``.
-      init_value: the logit for ``init="constant"``.
+      init_value: the logit for ``logits_init="constant"``.
     """
 
     axis: int = -1
     kind: str = "sigmoid"
-    init: str | Initializer = "xavier"
+    logits_init: str | Initializer = "xavier"
     init_value: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "..."], *, train: bool = False) -> Float[Array, "..."]:
+    def __call__(self, x: Float[AnyArray, "..."], *, train: bool = False) -> Float[Array, "..."]:
         """Gated `x`, same shape and dtype; `train` draws a stochastic kind at random from stream ``"gates"``.
 
         Raises:
           ValueError: unknown kind or init, `axis` out of range, or stored logits that do not fit the channels.
         """
         axis = _canonical_axis(self.axis, x)
-        init = get_init(self.init, self.kind, self.init_value)
+        init = get_init(self.logits_init, self.kind, self.init_value)
         shape = (x.shape[axis],)
         logits = self.variable(GATES, "logits", lambda: init(self.make_rng(GATES), shape)).value
         if logits.shape != shape:
@@ -102,7 +102,7 @@ class Gate(nn.Module):
             )
         key = self.make_rng(GATES) if train and is_stochastic(self.kind) else None
         values = squash(logits, self.kind, key=key, train=train)
-        return x * along_axis(values, axis, x.ndim).astype(x.dtype)
+        return jnp.asarray(x) * along_axis(values, axis, x.ndim).astype(x.dtype)
 
 
 def along_axis(values: Float[Array, " channels"], axis: int, ndim: int) -> Float[Array, "..."]:
@@ -110,7 +110,7 @@ def along_axis(values: Float[Array, " channels"], axis: int, ndim: int) -> Float
     return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def _canonical_axis(axis: int, x: Array) -> int:
+def _canonical_axis(axis: int, x: AnyArray) -> int:
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"gate axis {axis} is out of range for an input of shape {x.shape}")
     return axis % x.ndim

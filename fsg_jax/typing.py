@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+AnyArray: TypeAlias = Array | np.ndarray
+"""An array of JAX or of NumPy."""
 
 Key: TypeAlias = PRNGKeyArray
 Images: TypeAlias = Float[Array, "batch height width channels"]

@@ -1,0 +1,24 @@
+"""Augmentation of whole batches inside the jitted step: every factory returns a ``Transform``.
+
+>>> augment = chain(random_crop(padding=4), random_flip(), to_float(), mixup(0.2, num_classes=100))
+>>> batch = augment(jax.random.key(0), {"image": images, "label": labels})
+"""
+
+from fsg_jax.augment.geometry import cutout, random_crop, random_flip
+from fsg_jax.augment.mixing import cutmix, mixup, mixup_or_cutmix
+from fsg_jax.augment.pipeline import chain, normalize, to_float
+from fsg_jax.augment.policy import OPERATIONS, trivial_augment
+
+__all__ = [
+    "OPERATIONS",
+    "chain",
+    "cutmix",
+    "cutout",
+    "mixup",
+    "mixup_or_cutmix",
+    "normalize",
+    "random_crop",
+    "random_flip",
+    "to_float",
+    "trivial_augment",
+]

@@ -1,0 +1,30 @@
+"""Data: labelled images in memory, CIFAR-100 and the digits, fixed splits, and batches."""
+
+from fsg_jax.data.archives import check_digest, download, read_archive
+from fsg_jax.data.cifar100 import CIFAR100_MEAN, CIFAR100_STD, download_cifar100, load_cifar100
+from fsg_jax.data.dataset import ImageDataset
+from fsg_jax.data.digits import load_digits
+from fsg_jax.data.pickles import load_pickle
+from fsg_jax.data.pipeline import Loader, LoaderIterator, eval_batches, make_loader
+from fsg_jax.data.splits import split_test, stratified_holdout
+from fsg_jax.data.tfds_source import prepare_tfds
+
+__all__ = [
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
+    "ImageDataset",
+    "Loader",
+    "LoaderIterator",
+    "check_digest",
+    "download",
+    "download_cifar100",
+    "eval_batches",
+    "load_cifar100",
+    "load_digits",
+    "load_pickle",
+    "make_loader",
+    "prepare_tfds",
+    "read_archive",
+    "split_test",
+    "stratified_holdout",
+]

@@ -1,0 +1,397 @@
+"""Every model, with and without gates: properties at tiny sizes, parameter counts at full size, errors."""
+
+import functools
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
+from fsg_jax.gates import Gate
+from fsg_jax.models import MODELS, ResidualBlock, create_model, list_models
+from fsg_jax.models.layers import DropPath, check_factory
+
+RESNET = {"stage_sizes": (1, 1), "width": 8}
+VIT = {"patch_size": 4, "dim": 24, "depth": 2, "num_heads": 3}
+TINY = {name: VIT if name.startswith("vit") else RESNET for name in MODELS}
+
+SAMPLED = functools.partial(Gate, kind="hard_concrete")
+OPEN = functools.partial(Gate, kind="relu", init="constant", init_value=1.0)
+CLOSED = functools.partial(Gate, kind="relu", init="constant", init_value=0.0)
+
+each_model = pytest.mark.parametrize("name", list_models())
+each_kind = pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny"])
+
+
+def tiny(model, gate=None, num_classes=5, **kwargs):
+    return create_model(model, num_classes=num_classes, gate=gate, **{**TINY[model], **kwargs})
+
+
+def images(batch=4, size=8, seed=7):
+    return jax.random.normal(jax.random.key(seed), (batch, size, size, 3))
+
+
+def loss_and_gradient(model, variables, x):
+    """Loss and gradient of all trainable collections in training mode, as the step has them."""
+    trained = {k: v for k, v in variables.items() if k != "batch_stats"}
+    fixed = {k: v for k, v in variables.items() if k == "batch_stats"}
+    rngs = {"gates": jax.random.key(1), "dropout": jax.random.key(2)}
+
+    def loss(trained):
+        out, _ = model.apply({**trained, **fixed}, x, train=True, rngs=rngs, mutable=["batch_stats"])
+        return jnp.mean((out - 1) ** 2)
+
+    return jax.jit(jax.value_and_grad(loss))(trained)
+
+
+def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
+
+
+@each_model
+def test_forward_and_jit(key, name):
+    model = tiny(name, Gate)
+    out, variables = model.init_with_output(key, images())
+    assert out.shape == (4, 5)
+    assert out.dtype == jnp.float32
+    assert np.all(np.isfinite(out))
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, images()), out, rtol=1e-4, atol=1e-5)
+
+
+@each_model
+def test_ungated_model_has_the_same_params(key, name):
+    gated = tiny(name, Gate).init(key, images())
+    plain = tiny(name).init(key, images())
+    assert set(gated) - set(plain) == {"gates"}
+    for collection in plain:
+        jax.tree.map(np.testing.assert_array_equal, gated[collection], plain[collection])
+
+
+@each_kind
+@pytest.mark.parametrize("gate", [SqueezeExcite, EfficientChannelAttention])
+def test_attention_gates_leave_the_other_params_alone(key, name, gate):
+    plain = tiny(name).init(key, images())["params"]
+    gated = tiny(name, gate).init(key, images())["params"]
+    added = 0
+    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(plain)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gated):
+        added += "gate" in jax.tree_util.keystr(path)
+        if "gate" not in jax.tree_util.keystr(path):
+            np.testing.assert_array_equal(leaf, flat.pop(jax.tree_util.keystr(path)))
+    assert added > 0
+    assert not flat
+
+
+@each_kind
+@pytest.mark.parametrize("gate", [Gate, SqueezeExcite, EfficientChannelAttention])
+def test_every_leaf_gets_a_gradient(key, name, gate):
+    model = tiny(name, gate)
+    _, gradient = loss_and_gradient(model, model.init(key, images()), images())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
+
+
+@each_kind
+def test_open_gates_are_the_baseline(key, name):
+    plain = tiny(name)
+    variables = plain.init(key, images())
+    gated = tiny(name, OPEN)
+    out = gated.apply(gated.init(key, images()), images())
+    np.testing.assert_array_equal(out, plain.apply(variables, images()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("placement", ["stage", "block"])
+def test_closed_gates_of_a_resnet_stop_everything(key, name, placement):
+    model = tiny(name, CLOSED, num_classes=0, gate_placement=placement)
+    out, _ = model.init_with_output(key, images())
+    np.testing.assert_array_equal(out, jnp.zeros_like(out))
+
+
+def test_closed_residual_gates_leave_the_shortcut(key):
+    shape = {"stage_sizes": (1,), "width": 8, "num_classes": 0}
+    closed = create_model("resnet18", gate=CLOSED, gate_placement="residual", **shape)
+    out, variables = closed.init_with_output(key, images())
+    zero_start = create_model("resnet18", zero_init_residual=True, **shape)
+    expected, started = zero_start.init_with_output(key, images())
+    np.testing.assert_array_equal(out, expected)
+    assert float(jnp.abs(out).max()) > 0
+    np.testing.assert_array_equal(started["params"]["layer1_0"]["bn2"]["scale"], jnp.zeros(8))
+    np.testing.assert_array_equal(variables["params"]["layer1_0"]["bn2"]["scale"], jnp.ones(8))
+
+
+def test_closed_gates_of_a_vit_leave_the_embedding(key):
+    out, variables = tiny("vit_tiny", CLOSED, num_classes=0).init_with_output(key, images())
+    p = variables["params"]
+    token = np.asarray(p["cls_token"][0, 0] + p["pos_embed"][0, 0])
+    expected = (token - token.mean()) / np.sqrt(token.var() + 1e-6)
+    np.testing.assert_allclose(out, np.tile(expected, (4, 1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("stage", {"gate1": (8,), "gate2": (16,)}),
+        ("block", {"layer1_0/gate": (8,), "layer1_1/gate": (8,), "layer2_0/gate": (16,)}),
+        ("residual", {"layer1_0/gate": (8,), "layer1_1/gate": (8,), "layer2_0/gate": (16,)}),
+    ],
+)
+def test_resnet_gate_places(key, placement, expected):
+    gates = tiny("resnet18", Gate, stage_sizes=(2, 1), gate_placement=placement).init(key, images())["gates"]
+    found = jax.tree_util.tree_leaves_with_path(gates)
+    assert {"/".join(k.key for k in path[:-1]): leaf.shape for path, leaf in found} == expected
+
+
+def test_vit_gate_places(key):
+    gates = tiny("vit_tiny", Gate).init(key, images())["gates"]
+    assert {block: sorted(names) for block, names in gates.items()} == {
+        "blocks_0": ["gate1", "gate2"],
+        "blocks_1": ["gate1", "gate2"],
+    }
+
+
+@each_kind
+def test_bfloat16_computes_low_and_keeps_high(key, name):
+    model = tiny(name, Gate, dtype=jnp.bfloat16)
+    variables = model.init(key, images())
+    full = tiny(name, Gate)
+    jax.tree.map(np.testing.assert_array_equal, variables, full.init(key, images()))
+    out, new = model.apply(variables, images(), train=True, mutable=["batch_stats"])
+    expected, _ = full.apply(variables, images(), train=True, mutable=["batch_stats"])
+    assert out.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, new))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(out, expected, atol=0.1)
+    assert not np.array_equal(out, expected)
+
+
+@each_kind
+def test_remat_changes_nothing(key, name):
+    extra = {"drop_path": 0.5, "dropout": 0.1} if name.startswith("vit") else {"gate_placement": "block"}
+    plain, remat = (tiny(name, SAMPLED, remat=remat, **extra) for remat in (False, True))
+    variables = plain.init(key, images())
+    jax.tree.map(np.testing.assert_array_equal, remat.init(key, images()), variables)
+    assert_trees_close(
+        loss_and_gradient(remat, variables, images()), loss_and_gradient(plain, variables, images()), 1e-4
+    )
+
+
+@each_kind
+def test_without_head_gives_pooled_features(key, name):
+    model = tiny(name, num_classes=0)
+    features, variables = model.init_with_output(key, images())
+    assert "head" not in variables["params"]
+    full = tiny(name).init(key, images())
+    logits = tiny(name).apply(full, images())
+    head = full["params"]["head"]
+    without = {**full, "params": {k: v for k, v in full["params"].items() if k != "head"}}
+    features = model.apply(without, images())
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], logits, rtol=1e-4, atol=1e-5)
+
+
+class TwoStreams(nn.Module):
+    """Two named backbones, concatenated."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        streams = [
+            tiny("resnet18", Gate, num_classes=0, name=name)(x, train=train) for name in ("rgb", "depth")
+        ]
+        return nn.Dense(2)(jnp.concatenate(streams, axis=-1))
+
+
+def test_backbones_nest(key):
+    out, variables = TwoStreams().init_with_output(key, images())
+    assert out.shape == (4, 2)
+    assert set(variables["gates"]) == {"rgb", "depth"}
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize(("height", "width", "channels"), [(1, 1, 3), (2, 37, 1), (40, 9, 4)])
+def test_resnet_takes_any_image_size(stem, height, width, channels):
+    model = tiny("resnet18", Gate, stem=stem)
+    x = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
+    assert out.shape == (2, 5)
+
+
+def test_batch_norm_statistics_move_only_in_training(key):
+    model = tiny("resnet18")
+    variables = model.init(key, images())
+    _, still = model.apply(variables, images(), mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, still["batch_stats"], variables["batch_stats"])
+    _, moved = model.apply(variables, images(), train=True, mutable=["batch_stats"])
+    before, after = (jax.tree.leaves(v["batch_stats"]) for v in (variables, moved))
+    assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def _group_norm(use_running_average, **kwargs):
+    del use_running_average
+    return nn.GroupNorm(num_groups=4, **kwargs)
+
+
+def test_injected_norm_and_conv(key):
+    conv = functools.partial(nn.Conv, precision="highest")
+    variables = tiny("resnet50", norm=_group_norm, conv=conv).init(key, images())
+    assert set(variables) == {"params"}
+    assert variables["params"]["layer1_0"]["bn1"]["scale"].shape == (8,)
+
+
+class TokenMlp(nn.Module):
+    """Mixes tokens by one linear layer."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return jnp.swapaxes(nn.Dense(x.shape[1])(jnp.swapaxes(x, 1, 2)), 1, 2)
+
+
+def test_injected_mixer(key):
+    model = tiny("vit_tiny", Gate, mixer=TokenMlp, num_heads=7, class_token=False, pool="avg")
+    out, variables = model.init_with_output(key, images())
+    assert out.shape == (4, 5)
+    assert set(variables["params"]["blocks_0"]["attn"]) == {"Dense_0"}
+    assert variables["params"]["pos_embed"].shape == (1, 4, 24)
+    assert "cls_token" not in variables["params"]
+
+
+def test_vit_dropout_is_off_in_evaluation_and_random_in_training(key):
+    rates = {"dropout": 0.3, "attention_dropout": 0.3, "drop_path": 0.3}
+    variables = tiny("vit_tiny").init(key, images())
+    noisy = tiny("vit_tiny", **rates)
+    np.testing.assert_array_equal(
+        noisy.apply(variables, images()), tiny("vit_tiny").apply(variables, images())
+    )
+    draw = [
+        noisy.apply(variables, images(), train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(draw[0], draw[1])
+    assert not np.allclose(draw[0], draw[2])
+
+
+def test_both_attention_paths_agree(key):
+    variables = tiny("vit_tiny").init(key, images())
+    negligible = tiny("vit_tiny", attention_dropout=1e-9)
+    out = negligible.apply(variables, images(), train=True, rngs={"dropout": key})
+    np.testing.assert_allclose(out, tiny("vit_tiny").apply(variables, images()), rtol=1e-5, atol=1e-6)
+
+
+def test_drop_path_drops_whole_examples(key):
+    x = jnp.ones((1000, 3, 2))
+    y = np.asarray(DropPath(0.25).apply({}, x, train=True, rngs={"dropout": key}))
+    assert np.all(np.isclose(y, 0) | np.isclose(y, 4 / 3))
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1, :1], y.shape))
+    assert np.isclose(np.mean(y == 0), 0.25, atol=0.05)
+    np.testing.assert_array_equal(DropPath(0.25).apply({}, x), x)
+
+
+def test_drop_path_rises_from_zero(key):
+    one, two = (tiny("vit_tiny", depth=depth, drop_path=0.9) for depth in (1, 2))
+    variables = one.init(key, images())
+    np.testing.assert_array_equal(one.apply(variables, images(), train=True), one.apply(variables, images()))
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        two.apply(two.init(key, images()), images(), train=True)
+
+
+def count(name, size, **kwargs):
+    model = create_model(name, **kwargs)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return {k: sum(leaf.size for leaf in jax.tree.leaves(v)) for k, v in variables.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "parameters"),
+    [
+        ("resnet18", 0, 11_176_512),
+        ("resnet18", 1000, 11_689_512),
+        ("resnet34", 1000, 21_797_672),
+        ("resnet50", 1000, 25_557_032),
+    ],
+)
+def test_resnet_parameters(name, num_classes, parameters):
+    found = count(name, 64, stem="imagenet", num_classes=num_classes, gate=Gate)
+    assert found["params"] == parameters
+    assert found["gates"] == (3840 if name == "resnet50" else 960)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("vit_tiny", 5_717_416), ("vit_small", 22_050_664), ("vit_base", 86_567_656)],
+)
+def test_vit_parameters(name, parameters):
+    assert count(name, 224, num_classes=1000)["params"] == parameters
+
+
+def test_parameters_of_the_gated_vit_of_the_paper():
+    found = count("vit_tiny", 384, num_classes=1, gate=Gate)
+    assert found["gates"] == 4_608
+    assert sum(found.values()) == 5_602_177
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (jnp.ones((8, 8, 3)), r"\(batch, height, width, channels\); found \(8, 8, 3\)"),
+        (jnp.ones((2, 0, 8, 3)), r"found \(2, 0, 8, 3\)"),
+        (jnp.ones((2, 8, 8, 3), jnp.uint8), "floating point and already normalised; found dtype uint8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
+def test_impossible_images(key, name, x, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(name).init(key, x)
+
+
+def test_patches_must_fit(key):
+    with pytest.raises(ValueError, match="multiples of patch_size 4; found 8 x 10"):
+        tiny("vit_tiny").init(key, jnp.ones((2, 8, 10, 3)))
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match=r"unknown model 'resnet81' \(did you mean 'resnet18'\?\)"):
+        create_model("resnet81", num_classes=2)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
+def test_gate_must_be_a_factory(name):
+    with pytest.raises(ValueError, match=r"(?s)gate must be None or a factory.*Found Gate.*Pass the class"):
+        create_model(name, num_classes=2, gate=Gate())
+
+
+@pytest.mark.parametrize("value", ["sigmoid", True, 3])
+def test_factories_are_callable(value):
+    with pytest.raises(ValueError, match=f"gate must be None or a factory.*Found {value!r}"):
+        check_factory("gate", value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("resnet18", {"widht": 8}, r"no argument 'widht' \(did you mean 'width'\?\).*stem"),
+        ("resnet18", {"parent": None}, "no argument 'parent'"),
+        ("resnet18", {"stem": "vgg"}, "stem must be one of 'cifar', 'imagenet'; found 'vgg'"),
+        ("resnet18", {"gate_placement": "head"}, "gate_placement must be one of"),
+        ("resnet18", {"width": 0}, "width must be positive; found 0"),
+        ("resnet18", {"stage_sizes": ()}, "stages must be positive; found 0"),
+        ("resnet18", {"stage_sizes": (1, 0)}, r"stage_sizes\[1\] must be positive"),
+        ("resnet18", {"num_classes": -1}, "num_classes must be positive, or 0"),
+        ("resnet18", {"norm": nn.BatchNorm()}, "norm must be None or a factory"),
+        ("vit_tiny", {"depth": 0}, "depth must be positive"),
+        ("vit_tiny", {"num_heads": 5}, "num_heads must divide dim; found num_heads 5 and dim 192"),
+        ("vit_tiny", {"drop_path": 1.0}, r"drop_path must be in \[0, 1\); found 1.0"),
+        ("vit_tiny", {"pool": "max"}, "pool must be one of 'token', 'avg'"),
+        ("vit_tiny", {"class_token": False}, "pool 'token' needs class_token=True"),
+        ("vit_tiny", {"mixer": TokenMlp()}, "mixer must be None or a factory"),
+        ("vit_tiny", {"stem": "cifar"}, "model 'vit_tiny' has no argument 'stem'"),
+    ],
+)
+def test_impossible_arguments(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **{"num_classes": 2, **kwargs})
+
+
+def test_a_residual_block_needs_its_branch(key):
+    with pytest.raises(NotImplementedError):
+        tiny("resnet18", block=ResidualBlock).init(key, images())

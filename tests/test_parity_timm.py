@@ -1,0 +1,264 @@
+"""The models and the data-dependent gates against timm, with the same weights."""
+
+import importlib
+import re
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
+from fsg_jax.models import create_model
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
+
+
+def _missing_operator():
+    """Name of the first compiled operator that the import of torchvision misses, or None."""
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        return None
+    except RuntimeError as error:
+        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        found = re.search(r"operator (torchvision::\w+) does not exist", str(error))
+        return found and found[1]
+    return None
+
+
+def _import_timm():
+    """timm imports torchvision, whose build for another device than torch's lacks compiled operators.
+
+    The models compared here use none of them; declaring them lets the import through.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while missing := _missing_operator():
+            torch.library.define(missing, "(Tensor x) -> Tensor")
+        try:
+            import timm.layers
+            import timm.models.resnet
+            import timm.models.vision_transformer
+        except (ImportError, RuntimeError) as error:
+            pytest.skip(f"timm cannot be imported: {error}", allow_module_level=True)
+    return timm
+
+
+timm = _import_timm()
+
+RENAMES = [
+    (r"(layer\d|blocks)\.(\d+)\.", r"\1_\2."),
+    (r"downsample\.0\.", "downsample_conv."),
+    (r"downsample\.1\.", "downsample_bn."),
+    (r"^fc\.", "head."),
+    (r"\.se\.", ".gate."),
+]
+
+
+def to_flax(tensors):
+    """Variables of our models with the values of named PyTorch tensors."""
+    tree = {}
+    for name, tensor in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        *path, leaf = name.split(".")
+        collection, leaf, value = _leaf(leaf, tensor.detach().numpy(), path)
+        node = tree.setdefault(collection, {})
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = jnp.asarray(value)
+    return tree
+
+
+def _leaf(name, value, path):
+    if name.startswith("running_"):
+        return "batch_stats", name.removeprefix("running_"), value
+    if name != "weight":
+        return "params", name, value
+    if value.ndim == 1:
+        return "params", "scale", value
+    value = np.transpose(value, (*range(2, value.ndim), 1, 0))
+    dense = "gate" in path and "fc" in path[-1]
+    return "params", "kernel", value[0, 0] if dense else value
+
+
+def jitter(module, seed=0):
+    """Move every parameter and statistic off its initial value, so that none is compared at 0 or 1."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(0.5 * torch.rand_like(buffer))
+    return module
+
+
+def images(batch=4, size=32):
+    return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(np.float32)
+
+
+def torch_images(x):
+    return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+
+
+def assert_same_shapes(variables, model, x):
+    expected = jax.eval_shape(model.init, jax.random.key(0), x)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, variables)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, expected)
+
+
+def resnet_pair(block, stem, attention=None, gate=None):
+    """A ResNet of two stages from timm with its twin and the twin's variables."""
+    theirs = timm.models.resnet.ResNet(
+        getattr(timm.models.resnet, block),
+        layers=(2, 1),
+        channels=(64, 128),
+        num_classes=7,
+        block_args={"attn_layer": attention} if attention else None,
+    )
+    if stem == "cifar":
+        theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        theirs.maxpool = torch.nn.Identity()
+    name = {"BasicBlock": "resnet18", "Bottleneck": "resnet50"}[block]
+    ours = create_model(
+        name, num_classes=7, stage_sizes=(2, 1), stem=stem, gate=gate, gate_placement="residual"
+    )
+    variables = to_flax(jitter(theirs).state_dict())
+    assert_same_shapes(variables, ours, images())
+    return theirs, ours, variables
+
+
+@pytest.mark.parametrize(
+    ("block", "stem", "size"),
+    [
+        ("BasicBlock", "imagenet", 64),
+        ("BasicBlock", "imagenet", 45),
+        ("BasicBlock", "cifar", 17),
+        ("Bottleneck", "imagenet", 33),
+        ("Bottleneck", "cifar", 16),
+    ],
+)
+def test_resnet_outputs(block, stem, size):
+    theirs, ours, variables = resnet_pair(block, stem)
+    x = images(size=size)
+    with torch.no_grad():
+        expected = theirs.eval()(torch_images(x)).numpy()
+    np.testing.assert_allclose(jax.jit(ours.apply)(variables, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("block", "stem"), [("BasicBlock", "cifar"), ("Bottleneck", "imagenet")])
+def test_resnet_in_training(block, stem):
+    theirs, ours, variables = resnet_pair(block, stem)
+    x = images(size=16)
+    with torch.no_grad():
+        expected = theirs.train()(torch_images(x)).numpy()
+    out, new = ours.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=2e-4)
+    moved = to_flax(theirs.state_dict())["batch_stats"]
+
+    def check(path, ours, theirs):
+        if path[-1].key == "mean":
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    jax.tree_util.tree_map_with_path(check, new["batch_stats"], moved)
+    n = 4 * 16 * 16 if stem == "cifar" else 4 * 8 * 8
+    old = 0.9 * variables["batch_stats"]["bn1"]["var"]
+    biased = (moved["bn1"]["var"] - old) * (n - 1) / n
+    np.testing.assert_allclose(new["batch_stats"]["bn1"]["var"], old + biased, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("attention", "gate"), [("se", SqueezeExcite), ("eca", EfficientChannelAttention)])
+@pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
+def test_attention_resnet_outputs(block, attention, gate):
+    theirs, ours, variables = resnet_pair(block, "cifar", attention, gate)
+    x = images(size=16)
+    with torch.no_grad():
+        expected = theirs.eval()(torch_images(x)).numpy()
+    np.testing.assert_allclose(jax.jit(ours.apply)(variables, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [24, 64, 192])
+@pytest.mark.parametrize(
+    ("module", "gate"), [("SEModule", SqueezeExcite), ("EcaModule", EfficientChannelAttention)]
+)
+def test_attention_gates(module, gate, channels):
+    theirs = jitter(getattr(timm.layers, module)(channels))
+    named = {f"gate.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    variables = {"params": to_flax(named)["params"]["gate"]}
+    x = np.random.default_rng(1).normal(size=(2, 5, 6, channels)).astype(np.float32)
+    assert_same_shapes(variables, gate(), x)
+    with torch.no_grad():
+        expected = np.moveaxis(theirs(torch_images(x)).numpy(), 1, -1)
+    np.testing.assert_allclose(gate().apply(variables, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def vit_pair(pool="token", init_values=0.1, class_token=True):
+    """A small ViT from timm with its twin and the twin's variables."""
+    shape = {"patch_size": 4, "depth": 2, "num_heads": 3, "num_classes": 7, "class_token": class_token}
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, embed_dim=48, init_values=init_values, global_pool=pool, **shape
+    )
+    ours = create_model("vit_tiny", dim=48, layer_scale=init_values, pool=pool, **shape)
+    variables = to_flax(jitter(theirs).state_dict())
+    assert_same_shapes(variables, ours, images())
+    return theirs, ours, variables
+
+
+@pytest.mark.parametrize(
+    ("pool", "init_values", "class_token"),
+    [("token", 0.1, True), ("token", None, True), ("avg", None, True), ("avg", 0.1, False)],
+)
+def test_vit_outputs_and_gradients(pool, init_values, class_token):
+    theirs, ours, variables = vit_pair(pool, init_values, class_token)
+    x = images()
+    weights = np.linspace(-1, 1, 28, dtype=np.float32).reshape(4, 7)
+    expected = theirs.eval()(torch_images(x))
+    (expected * torch.from_numpy(weights)).sum().backward()
+
+    def loss(params):
+        out = ours.apply({"params": params}, x)
+        return (out * weights).sum(), out
+
+    gradient, out = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    np.testing.assert_allclose(out, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    wanted = to_flax({name: p.grad for name, p in theirs.named_parameters()})["params"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), gradient, wanted)
+
+
+def test_initial_weights_have_the_same_spread():
+    torch.manual_seed(0)
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=96, depth=1, num_heads=3, num_classes=50
+    )
+    ours = create_model("vit_tiny", num_classes=50, patch_size=8, dim=96, depth=1)
+    params = ours.init(jax.random.key(0), images())["params"]
+
+    def check(path, a, b):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(np.std(a), np.std(b), rtol=0.25, err_msg=name)
+        np.testing.assert_allclose(np.mean(a), np.mean(b), atol=5e-3, err_msg=name)
+
+    jax.tree_util.tree_map_with_path(check, params, to_flax(theirs.state_dict())["params"])
+
+
+def test_initial_resnet_convolutions_have_the_same_spread():
+    torch.manual_seed(0)
+    theirs = timm.models.resnet.ResNet(
+        timm.models.resnet.BasicBlock, layers=(1, 1), channels=(64, 128), num_classes=50, zero_init_last=False
+    )
+    ours = create_model("resnet18", num_classes=50, stage_sizes=(1, 1), stem="imagenet")
+    params = ours.init(jax.random.key(0), images())["params"]
+
+    def check(path, a, b):
+        if path[-1].key != "bias":
+            np.testing.assert_allclose(np.std(a), np.std(b), rtol=0.1, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, params, to_flax(theirs.state_dict())["params"])
