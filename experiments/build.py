@@ -127,6 +127,11 @@ def build_optimizer(experiment: Experiment, arm: Arm) -> Any:
 def weight_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """Clipping, weight decay of the weights alone, warm-up and cosine."""
     config, epoch = experiment.optimizer, steps_per_epoch(experiment)
+    if config.warmup_epochs >= experiment.train.epochs:
+        raise ValueError(
+            f"optimizer.warmup_epochs is {config.warmup_epochs}, which must be less than train.epochs, "
+            f"{experiment.train.epochs}"
+        )
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, round(config.warmup_epochs * epoch), experiment.train.epochs * epoch
     )
