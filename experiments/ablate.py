@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.build import build
 from experiments.config import ARMS, Experiment, describe
 from experiments.errors import UserError, run_main
 from experiments.report import summary_table, write_report
@@ -27,6 +28,8 @@ def ablate(experiment: Experiment, arms: tuple[str, ...], seeds: int, out: Path,
     """
     if seeds < 1 or not arms or len(set(arms)) < len(arms):
         raise UserError(f"need at least one seed and distinct arms; got --seeds {seeds} --arms {' '.join(arms)}")
+    for arm in arms:
+        build(experiment, arm)
     _claim(experiment, out, resume)
     busy = []
     for arm, seed in schedule(arms, seeds):

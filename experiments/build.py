@@ -148,18 +148,22 @@ def is_weight(tree: Any) -> Any:
 
 
 def train_transform(config: Data, num_classes: int) -> Transform:
-    """Augmentation and normalisation, in the order of ``data.augment``; mixing comes after normalisation."""
-    mixing: dict[str, Any] = {
-        "mixup": partial(augment.mixup, config.mix_alpha, num_classes=num_classes),
-        "cutmix": partial(augment.cutmix, config.mix_alpha, num_classes=num_classes),
-        "mixup_or_cutmix": partial(augment.mixup_or_cutmix, config.mix_alpha, num_classes=num_classes),
-    }
-    images: dict[str, Any] = {
+    """Augmentation and normalisation, in the order of ``data.augment``.
+
+    Cutout and mixing come after normalisation: cutout fills with the mean.
+    """
+    mixing = {"num_classes": num_classes}
+    before: dict[str, Any] = {
         "crop": partial(augment.random_crop, config.crop_padding),
         "flip": augment.random_flip,
-        "cutout": partial(augment.cutout, config.cutout_size),
         "trivial": augment.trivial_augment,
     }
-    before = [images[name]() for name in config.augment if name in images]
-    after = [mixing[name]() for name in config.augment if name in mixing]
-    return augment.chain(*before, augment.normalize(*STATISTICS[config.name]), *after)
+    after: dict[str, Any] = {
+        "cutout": partial(augment.cutout, config.cutout_size),
+        "mixup": partial(augment.mixup, config.mixup_alpha, **mixing),
+        "cutmix": partial(augment.cutmix, config.cutmix_alpha, **mixing),
+        "mixup_or_cutmix": partial(augment.mixup_or_cutmix, config.mixup_alpha, config.cutmix_alpha, **mixing),
+    }
+    first = [before[name]() for name in config.augment if name in before]
+    last = [after[name]() for name in config.augment if name in after]
+    return augment.chain(*first, augment.normalize(*STATISTICS[config.name]), *last)

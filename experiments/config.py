@@ -26,8 +26,8 @@ class Data:
     augment: tuple[Augmentation, ...] = ()
     crop_padding: int = 4
     cutout_size: int = 8
-    mix_alpha: float = 0.4
-    """Beta(alpha, alpha) of mixup and CutMix."""
+    mixup_alpha: float = 0.4
+    cutmix_alpha: float = 1.0
     workers: int = 0
     """Grain worker processes; the batches do not depend on it."""
 

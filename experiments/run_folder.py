@@ -34,7 +34,9 @@ class RunFolder:
         if file.exists():
             check_same_config(file, config)
             if not resume:
-                raise UserError(f"{self.path} already holds this run; add --resume to continue it, or choose another --out")
+                raise UserError(
+                    f"{self.path} already holds this run; add --resume to continue it, or choose another --out"
+                )
         elif others := sorted(p.name for p in self.path.iterdir() if p.name != LOCK):
             raise UserError(f"{self.path} is not empty and holds no run of ours: found {others[:5]}")
         else:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,7 @@ def train(experiment: Experiment, arm: str, seed: int, out: Path, *, resume: boo
       Interrupted: the user asked to stop; everything is saved.
     """
     config = describe(experiment, arm, seed)
-    load_splits(experiment.data)
-    steps_per_epoch(experiment)
+    build(experiment, arm)
     with RunFolder(out, config, resume=resume) as folder:
         if folder.result is not None:
             return folder.result
@@ -73,11 +72,13 @@ def _open(experiment: Experiment, arm: str, seed: int, folder: RunFolder) -> Run
     splits = load_splits(experiment.data)
     shape = (1, *splits.train.images.shape[1:])
     state = fsg.init_state(
-        program.model, program.tx, jax.random.key(seed), np.zeros(shape, np.float32), ema_decay=experiment.train.ema_decay
+        program.model,
+        program.tx,
+        jax.random.key(seed),
+        np.zeros(shape, np.float32),
+        ema_decay=experiment.train.ema_decay,
     )
-    loader = data.make_loader(
-        splits.train, experiment.train.batch_size, seed=seed, workers=experiment.data.workers
-    )
+    loader = data.make_loader(splits.train, experiment.train.batch_size, seed=seed, workers=experiment.data.workers)
     iterator = iter(loader)
     checkpointer = fsg.Checkpointer(
         folder.path / "checkpoints", keep_last=experiment.train.keep_last, best="val_accuracy"
@@ -200,8 +201,7 @@ def main() -> None:
     from experiments.cli import TrainArgs, parse
 
     args = parse(TrainArgs)
-    experiment = replace(args.experiment)
-    record = train(experiment, args.arm, args.seed, args.out, resume=args.resume)
+    record = train(args.experiment, args.arm, args.seed, args.out, resume=args.resume)
     print(
         f"{args.arm} seed {args.seed}: test accuracy {record['test']['accuracy']:.4f}, "
         f"validation {record['validation']['accuracy']:.4f}, {record['facts']['minutes']:.1f} minutes, in {args.out}"

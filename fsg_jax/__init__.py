@@ -2,7 +2,7 @@
 
 from fsg_jax import augment, losses, metrics, penalties
 from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
-from fsg_jax.checkpoint import CheckpointError, Checkpointer
+from fsg_jax.checkpoint import Checkpointer, CheckpointError
 from fsg_jax.gates import GATES, Gate
 from fsg_jax.models import create_model, list_models
 from fsg_jax.optim import RoutedTransformation, routed

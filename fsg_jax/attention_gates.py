@@ -79,9 +79,7 @@ def pool_channels(x: Float[Array, "batch ..."], axis: int) -> Float[Array, "batc
       ValueError: `axis` is out of range or is the batch.
     """
     if not -x.ndim < axis < x.ndim or axis == 0:
-        raise ValueError(
-            f"channel axis {axis} does not fit an input of shape {x.shape}, whose axis 0 is the batch"
-        )
+        raise ValueError(f"channel axis {axis} does not fit an input of shape {x.shape}, whose axis 0 is the batch")
     others = tuple(i for i in range(1, x.ndim) if i != axis % x.ndim)
     return x.astype(jnp.float32).mean(others)
 

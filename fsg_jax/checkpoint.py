@@ -1,5 +1,6 @@
 """Checkpoints with Orbax: the whole state and the position in the data; asynchronous, atomic, verified on reading."""
 
+import math
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -52,19 +53,23 @@ class Checkpointer:
     ) -> None:
         self.directory = Path(directory).absolute()
         self._best, self._smallest = best, smallest
-        policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
+        managers, scored = ocp.checkpoint_managers, {}
+        policies: list[Any] = [managers.LatestN(keep_last)]
         if best is not None:
-            policies.append(
-                ocp.checkpoint_managers.BestN(
-                    get_metric_fn=lambda m: m[best], reverse=smallest, n=1, keep_checkpoints_without_metrics=False
-                )
-            )
+            policies.append(managers.BestN(get_metric_fn=self._score, n=1))
+            scored = {"best_fn": self._score}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            preservation_policy=managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             create=True,
+            **scored,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """Larger is better; a checkpoint without the metric is the worst."""
+        value = metrics.get(self._best or "")
+        return -math.inf if value is None else -value if self._smallest else value
 
     def save(
         self,
@@ -85,7 +90,7 @@ class Checkpointer:
         leaves = to_leaves(state)
         meta = {"data": data, "extra": dict(extra or {}), "crc32": checksums(leaves)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
-        self._manager.save(int(state.step), args=items, metrics=dict(metrics) if metrics else None)
+        self._manager.save(int(state.step), args=items, metrics=dict(metrics or {}))
 
     def wait(self) -> None:
         """Returns when all saving is done; raises what went wrong in the background."""
@@ -101,9 +106,9 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The step with the best metric among those kept, or None."""
-        metrics = {step: self._manager.metrics(step) for step in self.steps()}
-        ranked = sorted((m[self._best], step) for step, m in metrics.items() if m and self._best in m)
-        return ranked[0 if self._smallest else -1][1] if ranked else None
+        scores = {step: self._score(self._manager.metrics(step) or {}) for step in self.steps()}
+        best = max(scores, key=lambda step: scores[step], default=None)
+        return best if best is not None and scores[best] > -math.inf else None
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
         """The newest readable checkpoint, or that of `step`.

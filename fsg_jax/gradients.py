@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from fsg_jax.penalties import Penalty
 from fsg_jax.gates import GATES
+from fsg_jax.penalties import Penalty
 from fsg_jax.state import STREAMS, TrainState, apply_model
 from fsg_jax.typing import Batch, Key, Loss, PyTree
 
@@ -98,7 +98,6 @@ def _value(
 
 def _merge(some: PyTree, others: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None)
-
 
 
 def _micro_batches(batch: Batch, n: int) -> dict[str, Any]:

@@ -55,9 +55,7 @@ def make_cross_entropy(label_smoothing: float = 0.0) -> Loss:
     return smoothed
 
 
-def squared_error(
-    outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch
-) -> Float[Array, " batch"]:
+def squared_error(outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
     """Return (outputs - target)² with ``batch["target"]`` of shape (batch,) or (batch, 1).
 
     Raises:
@@ -66,9 +64,7 @@ def squared_error(
     return optax.losses.squared_error(*_flat_pair(outputs, batch))
 
 
-def smooth_l1(
-    outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch
-) -> Float[Array, " batch"]:
+def smooth_l1(outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
     """Return d² / 2 where |d| < 1, else |d| - 1/2, with d = outputs - target: Girshick (2015), equation 3.
 
     Args:

@@ -55,9 +55,7 @@ class RoutedTransformation:
         chosen = {k: t if k in only else _hold(t) for k, t in self.transforms.items()}
         grads = jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads)
         updates, opt_state = optax.partition(chosen, labels).update(grads, opt_state, trainable)
-        moved = jax.tree.map(
-            lambda k, p, u: optax.apply_updates(p, u) if k in only else p, labels, trainable, updates
-        )
+        moved = jax.tree.map(lambda k, p, u: optax.apply_updates(p, u) if k in only else p, labels, trainable, updates)
         return moved, opt_state
 
 

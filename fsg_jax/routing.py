@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num, Bool
+from jaxtyping import Array, Bool, Float, Num
 
 from fsg_jax.gradients import Gradient, tree_norm
 from fsg_jax.state import TrainState

@@ -88,5 +88,3 @@ def binary_entropy(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def count_parameters(variables: Mapping[str, Any]) -> dict[str, int]:
     """Number of scalars by collection."""
     return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in variables.items()}
-
-

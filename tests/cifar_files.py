@@ -1,11 +1,17 @@
 """Small CIFAR-100 copies in every format, written byte by byte as the official tools did."""
 
+import contextlib
+import functools
+import http.server
 import io
 import struct
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 FINE_NAMES = tuple(f"fine_{i:03d}" for i in range(100))
 COARSE_NAMES = tuple(f"coarse_{i:02d}" for i in range(20))
@@ -36,9 +42,7 @@ def opcodes(value: object) -> bytes:
     if isinstance(value, dict):
         return b"}(" + b"".join(opcodes(k) + opcodes(v) for k, v in value.items()) + b"u"
     assert isinstance(value, np.ndarray)
-    empty = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + opcodes((0,)) + opcodes(b"b") + b"tR"
-    )
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + opcodes((0,)) + opcodes(b"b") + b"tR"
     dtype = b"cnumpy\ndtype\n" + opcodes((b"u1", 0, 1)) + b"R"
     dtype += b"(" + opcodes(3) + opcodes(b"|") + b"NNN" + opcodes(-1) * 2 + opcodes(0) + b"tb"
     state = b"(" + opcodes(1) + opcodes(value.shape) + dtype + b"I00\n" + opcodes(value.tobytes()) + b"t"
@@ -114,3 +118,24 @@ def write_members(path: Path, members: dict[str, bytes], links: dict[str, str] |
             info.type, info.linkname = tarfile.SYMTYPE, target
             archive.addfile(info)
     return path
+
+
+@contextlib.contextmanager
+def web_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list]]:
+    """Serve ``folder`` on this machine: its address, and the list that the requests are added to."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    requests: list = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            requests.append(args)
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", requests
+        finally:
+            server.shutdown()
+            thread.join()

@@ -99,9 +99,7 @@ def test_factor_is_one_per_example_and_channel_between_0_and_1(gate, seed, size)
     y, _ = gate().init_with_output(jax.random.key(seed), x)
     factor = np.asarray(y / x)
     assert np.all((factor >= 0) & (factor <= 1))
-    np.testing.assert_allclose(
-        factor, np.broadcast_to(factor[:, :1, :1], factor.shape), rtol=1e-5, atol=1e-30
-    )
+    np.testing.assert_allclose(factor, np.broadcast_to(factor[:, :1, :1], factor.shape), rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize("axis", [0, -3, 3])

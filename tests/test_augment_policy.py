@@ -15,8 +15,7 @@ def make_image(height, width, channels, seed=0):
     """A smooth random image over part of the range, so that no operation is trivial on it."""
     noise = np.random.default_rng(seed).integers(40, 200, (height // 4 + 2, width // 4 + 2, channels))
     planes = [
-        np.asarray(Image.fromarray(noise[..., c].astype(np.uint8)).resize((width, height)))
-        for c in range(channels)
+        np.asarray(Image.fromarray(noise[..., c].astype(np.uint8)).resize((width, height))) for c in range(channels)
     ]
     return np.stack(planes, -1)
 
@@ -89,9 +88,7 @@ def test_saturation_changes_only_three_channels():
 
 def run_single(name, image, value, order=0):
     operation = policy._OPERATIONS[name]
-    found = policy._apply(
-        [operation], order, jnp.asarray(image, jnp.float32), jnp.int32(0), jnp.float32(value)
-    )
+    found = policy._apply([operation], order, jnp.asarray(image, jnp.float32), jnp.int32(0), jnp.float32(value))
     return np.asarray(found)
 
 

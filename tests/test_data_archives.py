@@ -1,10 +1,7 @@
 """Archives, digests, downloads and pickles: what is refused, and that nothing is written or run."""
 
-import functools
 import hashlib
-import http.server
 import pickle
-import threading
 
 import cifar_files
 import numpy as np
@@ -25,7 +22,7 @@ class Runs:
 
 def test_reads_the_wanted_files(tmp_path):
     path = cifar_files.write_members(tmp_path / "a.tar.gz", {"top/a": b"1", "./top/b": b"2", "top/c": b"3"})
-    assert read_archive(path, ["a", "b"], "top") == {"a": b"1", "b": b"2"}
+    assert list(read_archive(path, ["b", "a"], "top").items()) == [("b", b"2"), ("a", b"1")]
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "top/../../evil", "evil", "top\\..\\..\\evil"])
@@ -126,21 +123,10 @@ def test_truncated_pickle(cut):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """(address, folder) of a local web server."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     folder = tmp_path / "served"
     folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}", folder
-        running.shutdown()
-        thread.join()
+    with cifar_files.web_server(folder, monkeypatch) as (address, _):
+        yield address, folder
 
 
 def test_download(tmp_path, server):
@@ -161,7 +147,7 @@ def test_download_of_other_bytes_leaves_nothing(tmp_path, server):
     pytest.importorskip("pooch")
     address, folder = server
     (folder / "a.tar.gz").write_bytes(b"changed on the way")
-    with pytest.raises(ValueError, match="a.tar.gz"):
+    with pytest.raises(ValueError, match=r"a\.tar\.gz"):
         download_cifar100(tmp_path / "to", url=f"{address}/a.tar.gz", progress=False)
     with pytest.raises(OSError, match="404"):
         download_cifar100(tmp_path / "to", url=f"{address}/none.tar.gz", progress=False)

@@ -36,8 +36,8 @@ def test_holdout_of_balanced_classes_differs_by_at_most_one(size):
 def test_holdout_never_changes():
     labels = np.arange(50_000) % 100
     held = [stratified_holdout(labels, 5000, seed=seed)[1] for seed in (0, 1)]
-    assert held[0][:8].tolist() == FIRST
-    assert hashlib.sha256(held[0].astype("<i8").tobytes()).hexdigest() == DIGEST
+    assert held[0][:8].tolist() == [10, 16, 20, 21, 25, 34, 45, 56]
+    assert hashlib.sha256(held[0].astype("<i8").tobytes()).hexdigest().startswith("a306831b20fcd876f0f4c1a7f69126bd")
     assert not np.array_equal(held[0], held[1])
 
 

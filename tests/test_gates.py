@@ -35,13 +35,27 @@ def test_values_equal_the_equation_in_float64(kind):
 @pytest.mark.parametrize("kind", ["sigmoid", "hard_sigmoid", "relu", "hard_concrete"])
 def test_gradient_equals_finite_differences(kind):
     x = jax.random.normal(jax.random.key(1), (5, 6))
-    check_grads(lambda g, x: x * squash(jnp.asarray(g), kind)[None], (jnp.float32(SMOOTH), x), order=1, modes=("rev",), eps=1e-2, rtol=1e-2)
+    check_grads(
+        lambda g, x: x * squash(jnp.asarray(g), kind)[None],
+        (jnp.float32(SMOOTH), x),
+        order=1,
+        modes=("rev",),
+        eps=1e-2,
+        rtol=1e-2,
+    )
 
 
 def test_module_gradient_equals_finite_differences():
     x = jax.random.normal(jax.random.key(1), (2, 3, 4))
     variables = fsg.Gate(axis=1).init(jax.random.key(0), x)
-    check_grads(lambda v: fsg.Gate(axis=1).apply(jax.tree.map(jnp.asarray, v), x), (variables,), order=1, modes=("rev",), eps=1e-2, rtol=1e-2)
+    check_grads(
+        lambda v: fsg.Gate(axis=1).apply(jax.tree.map(jnp.asarray, v), x),
+        (variables,),
+        order=1,
+        modes=("rev",),
+        eps=1e-2,
+        rtol=1e-2,
+    )
 
 
 def test_straight_through_is_binary_forward_and_sigmoid_backward():
@@ -161,5 +175,7 @@ def test_nnx_users_get_a_gates_variable():
     nnx.bridge.lazy_init(gate, x)
     state = nnx.to_pure_dict(nnx.state(gate))
     np.testing.assert_allclose(gate(x), x * jax.nn.sigmoid(state["logits"])[None], rtol=1e-6)
-    kinds = {type(leaf).__name__ for leaf in jax.tree.leaves(nnx.state(gate), is_leaf=lambda v: isinstance(v, nnx.Variable))}
+    kinds = {
+        type(leaf).__name__ for leaf in jax.tree.leaves(nnx.state(gate), is_leaf=lambda v: isinstance(v, nnx.Variable))
+    }
     assert "gates" in kinds

@@ -19,8 +19,8 @@ VIT = {"patch_size": 4, "dim": 24, "depth": 2, "num_heads": 3}
 TINY = {name: VIT if name.startswith("vit") else RESNET for name in MODELS}
 
 SAMPLED = functools.partial(Gate, kind="hard_concrete")
-OPEN = functools.partial(Gate, kind="relu", init="constant", init_value=1.0)
-CLOSED = functools.partial(Gate, kind="relu", init="constant", init_value=0.0)
+OPEN = functools.partial(Gate, kind="relu", logits_init="constant", init_value=1.0)
+CLOSED = functools.partial(Gate, kind="relu", logits_init="constant", init_value=0.0)
 
 each_model = pytest.mark.parametrize("name", list_models())
 each_kind = pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny"])
@@ -169,13 +169,28 @@ def test_bfloat16_computes_low_and_keeps_high(key, name):
 
 @each_kind
 def test_remat_changes_nothing(key, name):
-    extra = {"drop_path": 0.5, "dropout": 0.1} if name.startswith("vit") else {"gate_placement": "block"}
+    extra = (
+        {"drop_path": 0.5, "dropout": 0.1}
+        if name.startswith("vit")
+        else {"gate_placement": "block", "stage_sizes": (1,)}
+    )
     plain, remat = (tiny(name, SAMPLED, remat=remat, **extra) for remat in (False, True))
     variables = plain.init(key, images())
     jax.tree.map(np.testing.assert_array_equal, remat.init(key, images()), variables)
     assert_trees_close(
         loss_and_gradient(remat, variables, images()), loss_and_gradient(plain, variables, images()), 1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_tiny"])
+def test_remat_recomputes(key, name):
+    x = images()
+    jaxprs = []
+    for remat in (False, True):
+        model = tiny(name, remat=remat)
+        variables = jax.eval_shape(model.init, key, x)
+        jaxprs.append(str(jax.make_jaxpr(model.apply)(variables, x)))
+    assert ["prevent_cse" in jaxpr for jaxpr in jaxprs] == [False, True]
 
 
 @each_kind
@@ -196,9 +211,7 @@ class TwoStreams(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        streams = [
-            tiny("resnet18", Gate, num_classes=0, name=name)(x, train=train) for name in ("rgb", "depth")
-        ]
+        streams = [tiny("resnet18", Gate, num_classes=0, name=name)(x, train=train) for name in ("rgb", "depth")]
         return nn.Dense(2)(jnp.concatenate(streams, axis=-1))
 
 
@@ -225,6 +238,15 @@ def test_batch_norm_statistics_move_only_in_training(key):
     _, moved = model.apply(variables, images(), train=True, mutable=["batch_stats"])
     before, after = (jax.tree.leaves(v["batch_stats"]) for v in (variables, moved))
     assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_resnet_convolutions_start_by_fan_out(key):
+    params = tiny("resnet18", stage_sizes=(1, 1), width=32).init(key, images())["params"]
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
+    assert len(kernels) == 6
+    for kernel in kernels:
+        height, width, _, features = kernel.shape
+        np.testing.assert_allclose(np.std(kernel), (2 / (height * width * features)) ** 0.5, rtol=0.1)
 
 
 def _group_norm(use_running_average, **kwargs):
@@ -260,12 +282,8 @@ def test_vit_dropout_is_off_in_evaluation_and_random_in_training(key):
     rates = {"dropout": 0.3, "attention_dropout": 0.3, "drop_path": 0.3}
     variables = tiny("vit_tiny").init(key, images())
     noisy = tiny("vit_tiny", **rates)
-    np.testing.assert_array_equal(
-        noisy.apply(variables, images()), tiny("vit_tiny").apply(variables, images())
-    )
-    draw = [
-        noisy.apply(variables, images(), train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)
-    ]
+    np.testing.assert_array_equal(noisy.apply(variables, images()), tiny("vit_tiny").apply(variables, images()))
+    draw = [noisy.apply(variables, images(), train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
     np.testing.assert_array_equal(draw[0], draw[1])
     assert not np.allclose(draw[0], draw[2])
 

@@ -245,9 +245,7 @@ def test_missing_seeds_and_unfinished_runs_are_reported(tmp_path, records):
     kept.append({"status": "??"})
     markdown, _ = report(tmp_path, kept)
     assert "Arm fsg has no finished run of seed 2" in markdown
-    assert (
-        "2 of the records are not finished and left out: fsg seed 2 (interrupted), ? seed ? (??)" in markdown
-    )
+    assert "2 of the records are not finished and left out: fsg seed 2 (interrupted), ? seed ? (??)" in markdown
     assert "| fsg | 2 | " in markdown
 
 

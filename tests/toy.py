@@ -1,6 +1,6 @@
 """Tiny gated models and plain references that several test files share."""
 
-from functools import partial
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
@@ -37,6 +37,7 @@ def batch(seed: int = 0, size: int = 8, features: int = 4, classes: int = 3) -> 
     return {"image": jax.random.normal(a, (size, features)), "label": jax.random.randint(b, (size,), 0, classes)}
 
 
+@cache
 def two_optimizers(rate: float = 0.1, gate_rate: float = 0.05):
     """SGD with momentum for the weights, Adam for the gates."""
     return fsg.routed(params=optax.sgd(rate, momentum=0.9), gates=optax.adam(gate_rate))
@@ -47,4 +48,7 @@ def new_state(model: nn.Module | None = None, tx: Any = None, **kwargs: Any) -> 
     return fsg.init_state(model or Mlp(), tx or two_optimizers(), jax.random.key(0), jnp.zeros((1, 4)), **kwargs)
 
 
-train_step = partial(fsg.make_train_step, fsg.losses.cross_entropy)
+@cache
+def train_step(routing: str, **kwargs: Any) -> fsg.TrainStep:
+    """The jitted step with cross-entropy, compiled once for all tests that use it."""
+    return fsg.make_train_step(fsg.losses.cross_entropy, routing, **kwargs)

@@ -10,7 +10,7 @@ from experiments.config import Data, Experiment, Gate, Optimizer, Train, ViT
 
 CONFIG = Experiment(
     name="cifar100_vit_tiny",
-    data=Data(augment=("crop", "flip", "trivial", "mixup_or_cutmix"), mix_alpha=0.8),
+    data=Data(augment=("crop", "flip", "trivial", "mixup_or_cutmix"), mixup_alpha=0.8),
     model=ViT(drop_path=0.1),
     gate=Gate(learning_rate=1e-2),
     optimizer=Optimizer(

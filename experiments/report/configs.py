@@ -34,9 +34,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def compare(arms: Arms) -> ConfigDiff:
     """Sort every configuration key into shared, differing between arms, or holding the seed."""
-    runs = {
-        arm: [(record, flatten(record["config"])) for record in seeds.values()] for arm, seeds in arms.items()
-    }
+    runs = {arm: [(record, flatten(record["config"])) for record in seeds.values()] for arm, seeds in arms.items()}
     diff = ConfigDiff({}, {}, {}, [])
     keys = dict.fromkeys(key for found in runs.values() for _, config in found for key in config)
     for key in keys:

@@ -23,18 +23,14 @@ _EXPECTED_EQUAL = ("commit", "python", "versions", "hardware", "device")
 
 def run_facts(records: list[Record]) -> Table:
     """Commit, command, versions, hardware, start times, data sizes; run counts where values differ."""
-    names: dict[str, None] = dict.fromkeys(
-        ["commit", "dirty", "command", *(k for r in records for k in r["facts"])]
-    )
+    names: dict[str, None] = dict.fromkeys(["commit", "dirty", "command", *(k for r in records for k in r["facts"])])
     rows = [
         (name.replace("_", " "), _distinct(record["facts"].get(name) for record in records))
         for name in names
         if name not in _PER_ARM
     ]
     started = sorted(str(r["facts"]["started"]) for r in records if r["facts"].get("started"))
-    rows.append(
-        ("first and last start", " .. ".join(dict.fromkeys(started[:1] + started[-1:])) or _NOT_RECORDED)
-    )
+    rows.append(("first and last start", " .. ".join(dict.fromkeys(started[:1] + started[-1:])) or _NOT_RECORDED))
     rows += [(label, _distinct(r.get(name) for r in records)) for name, label in _EXAMPLES.items()]
     return Table(("fact", "value"), rows, numeric=False)
 
@@ -92,9 +88,7 @@ def _missing_seeds(arms: Arms) -> list[str]:
         missing = sorted(everything - seeds.keys())
         if missing:
             listed = ", ".join(map(str, missing))
-            found.append(
-                f"Arm {arm} has no finished run of seed {listed}; pairs use the seeds both arms have."
-            )
+            found.append(f"Arm {arm} has no finished run of seed {listed}; pairs use the seeds both arms have.")
     return found
 
 
@@ -127,9 +121,7 @@ def _non_finite_gates(arms: Arms) -> list[str]:
         values = [v for record in seeds.values() for layer in record["gates"].values() for v in layer]
         count = sum(not is_number(value) for value in values)
         if count:
-            found.append(
-                f"Arm {arm}: {count} of {len(values)} final gate values are not finite and not drawn."
-            )
+            found.append(f"Arm {arm}: {count} of {len(values)} final gate values are not finite and not drawn.")
     return found
 
 

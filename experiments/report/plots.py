@@ -52,9 +52,7 @@ def curve(records: Iterable[Record], name: str) -> tuple[np.ndarray, np.ndarray,
     return np.array(epochs), np.array(mean, dtype=float), np.array(std, dtype=float)
 
 
-def _mean_and_band(
-    axes: Axes, epochs: np.ndarray, mean: np.ndarray, std: np.ndarray, colour: str
-) -> list[Line2D]:
+def _mean_and_band(axes: Axes, epochs: np.ndarray, mean: np.ndarray, std: np.ndarray, colour: str) -> list[Line2D]:
     axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
     return axes.plot(epochs, mean, color=colour, markersize=4, linewidth=1.5)
 

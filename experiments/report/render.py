@@ -36,9 +36,7 @@ def write_report(directory: Path | str, out: Path | str | None = None) -> tuple[
     content = _content(results, arms)
     texts = {
         "report.md": _environment(autoescape=False).get_template("template.md.j2").render(content),
-        "report.html": _environment(autoescape=True)
-        .get_template("template.html.j2")
-        .render(content, **_figures(arms)),
+        "report.html": _environment(autoescape=True).get_template("template.html.j2").render(content, **_figures(arms)),
     }
     target = Path(directory if out is None else out)
     target.mkdir(parents=True, exist_ok=True)

@@ -91,9 +91,7 @@ def _mixing(mix: Mix, num_classes: int) -> Transform:
 def _mixup(alpha: float) -> Mix:
     def mix(key: Key, images: Array, labels: Array, partner: Array) -> tuple[Array, Array]:
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(
-                f"mixup: expected floating-point images, found {images.dtype}; use to_float() first"
-            )
+            raise TypeError(f"mixup: expected floating-point images, found {images.dtype}; use to_float() first")
         ratio = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
         return _interpolate(images, images[partner], ratio), _interpolate(labels, labels[partner], ratio)
 

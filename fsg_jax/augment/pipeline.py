@@ -61,9 +61,7 @@ def normalize(mean: float | Sequence[float], std: float | Sequence[float]) -> Tr
         images = _as_float(get_images(batch))
         for name, values in (("mean", shift), ("std", scale)):
             if values.size not in (1, images.shape[-1]):
-                raise ValueError(
-                    f"normalize: {name} has {values.size} values, the images {images.shape[-1]} channels"
-                )
+                raise ValueError(f"normalize: {name} has {values.size} values, the images {images.shape[-1]} channels")
         normalized = (images - shift.reshape(1, 1, 1, -1)) / scale.reshape(1, 1, 1, -1)
         return {**batch, "image": normalized.astype(images.dtype)}
 

@@ -17,9 +17,7 @@ def _parse_digest(digest: str) -> tuple[str, str]:
     algorithm, _, digits = digest.lower().rpartition(":")
     algorithm = algorithm or _ALGORITHMS.get(len(digits), "")
     if algorithm not in _ALGORITHMS.values() or set(digits) - set("0123456789abcdef"):
-        raise ValueError(
-            f"digest is {digest!r}; expected 'md5:', 'sha1:' or 'sha256:' and hexadecimal digits"
-        )
+        raise ValueError(f"digest is {digest!r}; expected 'md5:', 'sha1:' or 'sha256:' and hexadecimal digits")
     return algorithm, digits
 
 
@@ -60,9 +58,7 @@ def _check_member(path: Path, member: tarfile.TarInfo, folder: str) -> None:
     if name.is_absolute() or ".." in name.parts or name.parts[:1] != (folder,) or "\\" in member.name:
         raise ValueError(f"{path}: member {member.name!r} is outside the folder {folder!r}; refused")
     if not (member.isfile() or member.isdir()):
-        raise ValueError(
-            f"{path}: member {member.name!r} is a link or a device; expected only files; refused"
-        )
+        raise ValueError(f"{path}: member {member.name!r} is a link or a device; expected only files; refused")
 
 
 def _read_members(path: Path, names: Sequence[str], folder: str) -> dict[str, bytes]:
@@ -99,7 +95,7 @@ def read_archive(path: Path, names: Sequence[str], folder: str) -> dict[str, byt
     missing = [name for name in names if name not in contents]
     if missing:
         raise ValueError(f"{path}: the archive lacks {', '.join(missing)} in {folder}/; is it cut short?")
-    return contents
+    return {name: contents[name] for name in names}
 
 
 def download(url: str, folder: str | os.PathLike, *, known_hash: str | None, progress: bool = True) -> Path:
@@ -125,6 +121,4 @@ def download(url: str, folder: str | os.PathLike, *, known_hash: str | None, pro
     if progress:
         import_extra("tqdm", "data")
     name = PurePosixPath(url).name
-    return Path(
-        pooch.retrieve(url, known_hash=known_hash, fname=name, path=folder, progressbar=bool(progress))
-    )
+    return Path(pooch.retrieve(url, known_hash=known_hash, fname=name, path=folder, progressbar=bool(progress)))

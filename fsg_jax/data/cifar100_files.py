@@ -48,7 +48,7 @@ def check_content(data: Cifar100Split, path: Path, split: str) -> None:
     """
     digest = hashlib.sha256()
     for array in (data.images, data.fine.astype(np.uint8), data.coarse.astype(np.uint8)):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     if digest.hexdigest() != CONTENT_SHA256[split]:
         raise ValueError(
             f"{path}: the sha256 of its {len(data.images)} {split} rows is {digest.hexdigest()}, "
@@ -109,7 +109,7 @@ def read_python(path: Path, split: str, checksum: bool | str) -> Cifar100Split:
     if path.is_dir() and checksum:
         for name in files:
             check_digest(path / name, PYTHON_FILES_MD5[name])
-    rows, meta = (load_pickle(data, str(path / name)) for name, data in files.items())
+    rows, meta = (load_pickle(files[name], str(path / name)) for name in (split, "meta"))
     return Cifar100Split(
         _images(_entry(rows, "data", path / split), path / split),
         _labels(rows, "fine_labels", path / split),
@@ -130,9 +130,7 @@ def read_binary(path: Path, split: str, checksum: bool | str) -> Cifar100Split:
     files = _fetch(path, (name, *_NAME_FILES), BINARY_FOLDER, digest)
     size = len(files[name])
     if size % _ROW:
-        raise ValueError(
-            f"{path / name}: it has {size} bytes; expected a multiple of {_ROW}: is it cut short?"
-        )
+        raise ValueError(f"{path / name}: it has {size} bytes; expected a multiple of {_ROW}: is it cut short?")
     rows = np.frombuffer(files[name], np.uint8).reshape(-1, _ROW)
     fine_names, coarse_names = (tuple(files[names].decode().split()) for names in _NAME_FILES)
     images = _images(rows[:, 2:], path / name)
@@ -152,9 +150,11 @@ def read_npz(path: Path, split: str, checksum: bool | str) -> Cifar100Split:
     keys = (f"{split}_images", f"{split}_fine", f"{split}_coarse", "fine_names", "coarse_names")
     content = _load_npz(path, keys)
     data = Cifar100Split(
-        content[keys[0]],
-        *(_labels(content, key, path) for key in keys[1:3]),
-        *(_names(content, key, path) for key in keys[3:]),
+        content[f"{split}_images"],
+        _labels(content, f"{split}_fine", path),
+        _labels(content, f"{split}_coarse", path),
+        _names(content, "fine_names", path),
+        _names(content, "coarse_names", path),
     )
     if checksum is True:
         check_content(data, path, split)

@@ -66,9 +66,9 @@ class Loader:
             # Grain adds the epoch to the seed. Hashing first keeps neighbouring seeds from sharing epochs.
             seed = np.random.SeedSequence(self.seed).generate_state(1, np.uint32)[0]
             pipeline = pipeline.shuffle(seed=int(seed))
-        pipeline = pipeline.batch(
-            self.batch_size, drop_remainder=self.drop_remainder, batch_fn=_stack_indices
-        ).repeat(self.num_epochs)
+        pipeline = pipeline.batch(self.batch_size, drop_remainder=self.drop_remainder, batch_fn=_stack_indices).repeat(
+            self.num_epochs
+        )
         local = self.batch_size // self.process_count
         rows = slice(self.process_index * local, (self.process_index + 1) * local)
         if self.process_count == 1:
@@ -180,9 +180,7 @@ def make_loader(
     """
     _check_range("batch_size", batch_size, 1)
     if batch_size > len(dataset):
-        raise ValueError(
-            f"batch_size is {batch_size}; expected at most {len(dataset)}, the number of examples"
-        )
+        raise ValueError(f"batch_size is {batch_size}; expected at most {len(dataset)}, the number of examples")
     _check_range("seed", seed, 0, 2**32 - 1)
     _check_range("workers", workers, 0)
     _check_range("process_count", process_count, 1)
@@ -191,9 +189,7 @@ def make_loader(
     if num_epochs is not None:
         _check_range("num_epochs", num_epochs, 1)
     if batch_size % process_count:
-        raise ValueError(
-            f"batch_size is {batch_size}; expected a multiple of process_count = {process_count}"
-        )
+        raise ValueError(f"batch_size is {batch_size}; expected a multiple of process_count = {process_count}")
     if not drop_remainder and process_count > 1:
         raise ValueError(f"drop_remainder=False needs process_count = 1; found {process_count}")
     return Loader(

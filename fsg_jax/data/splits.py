@@ -44,9 +44,7 @@ def stratified_holdout(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def split_test(
-    dataset: ImageDataset, *, fraction: float = 0.2, seed: int = 0
-) -> tuple[ImageDataset, ImageDataset]:
+def split_test(dataset: ImageDataset, *, fraction: float = 0.2, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """``(train, test)`` of data without an official split, by `stratified_holdout`.
 
     Args:

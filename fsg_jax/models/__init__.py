@@ -36,16 +36,15 @@ def list_models() -> list[str]:
     return sorted(MODELS)
 
 
-def create_model(
-    name: str, /, *, num_classes: int, gate: ModuleDef | None = None, **kwargs: Any
-) -> nn.Module:
+def create_model(name: str, /, *, num_classes: int, gate: ModuleDef | None = None, **kwargs: Any) -> nn.Module:
     """A model by name, e.g. ``create_model("resnet18", num_classes=100, gate=Gate)``.
 
     Args:
       name: one of `list_models()`.
       num_classes: logits; 0 gives pooled features and no head.
       gate: factory of gates, such as the class ``Gate`` or a partial of it; None is the baseline.
-      **kwargs: other attributes of the module (`ResNet`, `ViT`), its ``name`` included; they override those of the variant.
+      **kwargs: other attributes of the module (`ResNet`, `ViT`), its ``name`` included; they override those
+        of the variant.
 
     Raises:
       ValueError: unknown name or argument, or an argument out of its range.

@@ -99,9 +99,7 @@ class PatchEmbed(nn.Module):
         p = self.patch_size
         batch, height, width, channels = x.shape
         if height % p or width % p:
-            raise ValueError(
-                f"image height and width must be multiples of patch_size {p}; found {height} x {width}"
-            )
+            raise ValueError(f"image height and width must be multiples of patch_size {p}; found {height} x {width}")
         x = nn.Conv(
             self.dim,
             (p, p),

@@ -163,9 +163,7 @@ class ResNet(nn.Module):
         for stage in range(len(self.stage_sizes)):
             x = self._stage(x, stage, train)
         x = x.astype(jnp.float32).mean((1, 2))
-        return (
-            nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
-        )
+        return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
 
     def _layers(self) -> tuple[ModuleDef, ModuleDef]:
         he = initializers.variance_scaling(2.0, "fan_out", "normal")

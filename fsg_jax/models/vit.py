@@ -163,9 +163,7 @@ class ViT(nn.Module):
         check_factory("gate", self.gate)
         check_factory("mixer", self.mixer)
         if self.mixer is None and self.dim % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide dim; found num_heads {self.num_heads} and dim {self.dim}"
-            )
+            raise ValueError(f"num_heads must divide dim; found num_heads {self.num_heads} and dim {self.dim}")
         if self.pool == "token" and not self.class_token:
             raise ValueError("pool 'token' needs class_token=True; use pool 'avg' without a class token")
         super().__post_init__()

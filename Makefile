@@ -1,0 +1,41 @@
+# Everything is set up in .venv by the first command that needs it; uv is used if it is there.
+PYTHON ?= python3
+BIN := .venv/bin
+MARKS ?= not slow and not gpu and not tfds and not parity
+
+.PHONY: demo test test-slow parity lint setup clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	@if command -v uv >/dev/null; then \
+	  UV_PYTHON_DOWNLOADS=never uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv && \
+	  uv pip install --quiet --python $(BIN)/python -e '.[test]'; \
+	else \
+	  $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
+	fi
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m experiments.ablate digits --seeds 3 --arms baseline fsg fsg_gr --out runs/demo --resume
+
+test: setup
+	$(BIN)/python -m pytest -q -n 2 -m "$(MARKS)"
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not tfds and not parity"
+
+# PyTorch and timm, which the parity tests compare with. The torch that is already there is kept.
+parity: setup
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' safetensors huggingface_hub pyyaml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm torchvision
+	$(BIN)/python -m pytest -q -m parity
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv

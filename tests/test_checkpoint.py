@@ -1,0 +1,143 @@
+"""Checkpoints: whole, atomic, verified; damaged ones fall back loudly."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from toy import Mlp, batch, new_state, train_step
+
+import fsg_jax as fsg
+
+
+def trained(steps: int = 3, **kwargs) -> fsg.TrainState:
+    state = new_state(Mlp(batch_norm=True, dropout=0.2), **kwargs)
+    step = train_step("sequential")
+    for t in range(steps):
+        state, _ = step(state, batch(t))
+    return state
+
+
+def assert_same(a: fsg.TrainState, b: fsg.TrainState) -> None:
+    assert jax.tree.structure(a.opt_state) == jax.tree.structure(b.opt_state)
+    for one, other in zip(parts(a), parts(b), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def parts(state: fsg.TrainState) -> tuple:
+    return state.step, state.variables, state.opt_state, state.ema, jax.random.key_data(state.rng)
+
+
+def save(folder: Path, *steps: int, metrics=None, **kwargs) -> fsg.Checkpointer:
+    checkpointer = fsg.Checkpointer(folder, **kwargs)
+    for step in steps:
+        score = None if metrics is None else {"val_accuracy": metrics[step]}
+        checkpointer.save(trained(step), data={"step": step}, metrics=score, extra={"note": f"at {step}"})
+    checkpointer.wait()
+    return checkpointer
+
+
+def test_round_trip_of_everything(tmp_path):
+    state = trained(ema_decay=0.9)
+    checkpointer = fsg.Checkpointer(tmp_path)
+    checkpointer.save(state, data={"step": 3}, extra={"seconds": 1.25})
+    checkpointer.wait()
+    template = new_state(state.model, state.tx, ema_decay=0.9)
+    restored = checkpointer.restore(template)
+    assert_same(restored.state, state)
+    assert (restored.step, restored.data, restored.extra) == (3, {"step": 3}, {"seconds": 1.25})
+
+
+def test_the_step_after_restoring_is_the_uninterrupted_one(tmp_path):
+    state = trained(3)
+    checkpointer = fsg.Checkpointer(tmp_path)
+    checkpointer.save(state)
+    step = train_step("sequential")
+    after, metrics = step(state, batch(9))
+    restored, metrics_again = step(checkpointer.restore(new_state(after.model, after.tx)).state, batch(9))
+    assert_same(after, restored)
+    assert metrics["loss"] == metrics_again["loss"]
+
+
+def test_saving_copies_before_the_state_is_donated(tmp_path):
+    """The save is under way while the next steps overwrite the donated buffers."""
+    checkpointer = fsg.Checkpointer(tmp_path)
+    state, step = trained(3), train_step("sequential")
+    want = jax.tree.map(np.array, state.variables)
+    checkpointer.save(state)
+    for t in range(5):
+        state, _ = step(state, batch(t))
+    got = checkpointer.restore(new_state(state.model, state.tx)).state
+    jax.tree.map(np.testing.assert_array_equal, got.variables, want)
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+    scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.4}
+    checkpointer = save(tmp_path, 1, 2, 3, 4, 5, metrics=scores, keep_last=2, best="val_accuracy")
+    assert checkpointer.steps() == [2, 4, 5]
+    assert checkpointer.best_step() == 2
+
+
+def test_checkpoints_without_metrics_do_not_pile_up(tmp_path):
+    checkpointer = save(tmp_path, 1, 2, 3, 4, keep_last=2, best="val_accuracy")
+    assert checkpointer.steps() == [3, 4]
+    assert checkpointer.best_step() is None
+
+
+def array_files(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "empty_meta"])
+def test_a_damaged_newest_checkpoint_falls_back_loudly(tmp_path, damage):
+    save(tmp_path, 1, 2).close()
+    victim = array_files(tmp_path / "2" / "state")[-1]
+    content = victim.read_bytes()
+    if damage == "truncate":
+        victim.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        at = len(content) // 2
+        victim.write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
+    elif damage == "remove":
+        shutil.rmtree(tmp_path / "2" / "state" / "d")
+    else:
+        next((tmp_path / "2" / "meta").glob("metadata*")).write_text("")
+    state = trained(1)
+    checkpointer = fsg.Checkpointer(tmp_path)
+    with pytest.warns(UserWarning, match=r"2 is damaged.*2\.corrupt"):
+        restored = checkpointer.restore(new_state(state.model, state.tx))
+    assert restored.step == 1
+    assert_same(restored.state, state)
+    assert (tmp_path / "2.corrupt").is_dir()
+    checkpointer.save(trained(2))
+    checkpointer.wait()
+    assert checkpointer.steps() == [1, 2]
+
+
+def test_checksums_catch_what_the_format_does_not(tmp_path):
+    save(tmp_path, 1, 2).close()
+    meta = next((tmp_path / "2" / "meta").glob("metadata*"))
+    content = json.loads(meta.read_text())
+    name = next(k for k in content["crc32"] if "kernel" in k)
+    content["crc32"][name] = content["crc32"][name][:-8] + "00000000"
+    meta.write_text(json.dumps(content))
+    state = trained(1)
+    with pytest.warns(UserWarning, match="kernel"):
+        assert fsg.Checkpointer(tmp_path).restore(new_state(state.model, state.tx)).step == 1
+
+
+def test_nothing_to_restore(tmp_path):
+    with pytest.raises(fsg.CheckpointError, match="no checkpoint"):
+        fsg.Checkpointer(tmp_path).restore(new_state())
+
+
+def test_another_model_is_refused_and_kept(tmp_path):
+    save(tmp_path, 1).close()
+    with pytest.raises(fsg.CheckpointError, match=r"first.*kernel.*float32\[4, 6\], not float32\[4, 7\]"):
+        fsg.Checkpointer(tmp_path).restore(new_state(Mlp(batch_norm=True, width=7)))
+    with pytest.raises(fsg.CheckpointError, match="missing.*unknown"):
+        fsg.Checkpointer(tmp_path).restore(new_state(Mlp(), fsg.routed(params=optax.adam(0.1), gates=optax.sgd(0.1))))
+    assert (tmp_path / "1").is_dir()
