@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int
 
 from fsg_jax.gates import GATES
 from fsg_jax.optim import RoutedTransformation, as_routed
@@ -38,10 +37,11 @@ class TrainState:
       ema_decay: decay of `ema` (static).
     """
 
-    step: Int[Array, ""]
+    # Leaves are not typed as arrays: tree transformations put shapes, specs and None in their places.
+    step: Any
     variables: dict[str, PyTree]
     opt_state: optax.OptState
-    rng: Key
+    rng: Any
     ema: dict[str, PyTree] | None
     model: nn.Module = struct.field(pytree_node=False)
     tx: RoutedTransformation = struct.field(pytree_node=False)
@@ -118,6 +118,6 @@ def apply_model(
     model: nn.Module, variables: dict[str, PyTree], inputs: Any, *, train: bool, rngs: dict[str, Key] | None = None
 ) -> tuple[Any, dict[str, PyTree]]:
     """Outputs and updated model state; ``train=`` is passed to modules whose ``__call__`` takes it."""
-    kwargs = {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}
+    kwargs: dict[str, Any] = {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}
     mutable = [k for k in variables if k not in TRAINABLE] if train else []
     return model.apply(variables, inputs, rngs=rngs, mutable=mutable, **kwargs)  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -99,7 +100,7 @@ def make_eval_step(
     ema: bool = False,
     jit: bool = True,
 ) -> EvalStep:
-    """``step(state, batch) -> metrics``: ``loss`` and `metrics`, means over the rows that are not padding, and ``count``.
+    """``step(state, batch) -> metrics``: means over the rows that are not padding, and their ``count``.
 
     `loss` and `metrics` must give one value per example. ``batch["valid"]``, boolean (batch,), marks the rows that
     count; without it all do. To average over batches, weigh each by its ``count``.
@@ -168,8 +169,8 @@ def _divide(state: TrainState, chosen: Sequence[str] | None, routing: str) -> tu
 def _finish(state: TrainState, routed: Routed, penalty: Penalty | None) -> tuple[TrainState, Metrics]:
     labels = state.tx.labels(state.trainable)
     variables = {**routed.trainable, **routed.main.model_state}
-    new = state.replace(step=state.step + 1, variables=variables, opt_state=routed.opt_state)
-    new = new.replace(ema=_average(new))
+    new = replace(state, step=state.step + 1, variables=variables, opt_state=routed.opt_state)
+    new = replace(new, ema=_average(new))
     metrics: Metrics = dict(routed.main.metrics)
     metrics["grad_norm"] = grad_norms(labels, routed.main.grads, routed.gate_grads)
     if penalty is not None:

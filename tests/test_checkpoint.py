@@ -138,6 +138,6 @@ def test_another_model_is_refused_and_kept(tmp_path):
     save(tmp_path, 1).close()
     with pytest.raises(fsg.CheckpointError, match=r"first.*kernel.*float32\[4, 6\], not float32\[4, 7\]"):
         fsg.Checkpointer(tmp_path).restore(new_state(Mlp(batch_norm=True, width=7)))
-    with pytest.raises(fsg.CheckpointError, match="missing.*unknown"):
+    with pytest.raises(fsg.CheckpointError, match=r"missing.*unknown"):
         fsg.Checkpointer(tmp_path).restore(new_state(Mlp(), fsg.routed(params=optax.adam(0.1), gates=optax.sgd(0.1))))
     assert (tmp_path / "1").is_dir()

@@ -40,7 +40,7 @@ def test_accumulation_runs_batch_norm_through_the_micro_batches_in_order():
 
 
 def test_a_batch_that_cannot_be_cut():
-    with pytest.raises(ValueError, match="8.*accumulate=3"):
+    with pytest.raises(ValueError, match=r"8.*accumulate=3"):
         train_step("joint", accumulate=3)(new_state(), batch(size=8))
 
 
