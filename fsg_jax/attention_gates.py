@@ -7,9 +7,10 @@ of gates for the models: ``create_model("resnet18", num_classes=100, gate=Squeez
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from fsg_jax.gates import squash_in
 
 
 class SqueezeExcite(nn.Module):
@@ -20,14 +21,16 @@ class SqueezeExcite(nn.Module):
     Attributes:
       reduction: channels over hidden width, above 0.
       axis: the channel axis; the mean is over all others but the first, the batch.
+      kind: how logits become values, a key of `fsg_jax.squash.SQUASHINGS`.
     """
 
     reduction: float = 16
     axis: int = -1
+    kind: str = "sigmoid"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch ..."], *, train: bool = False) -> Float[Array, "batch ..."]:
-        """Gated `x`, same shape and dtype; `train` changes nothing.
+        """Gated `x`, same shape and dtype; `train` draws a stochastic kind at random from stream ``"gates"``.
 
         Raises:
           ValueError: `axis` is not a channel axis of `x`, or `reduction` is not positive.
@@ -38,7 +41,7 @@ class SqueezeExcite(nn.Module):
         channels = pooled.shape[-1]
         hidden = max(8, int(channels / self.reduction + 4) // 8 * 8)
         s = nn.relu(nn.Dense(hidden, name="fc1")(pooled))
-        return scale_channels(x, jax.nn.sigmoid(nn.Dense(channels, name="fc2")(s)), self.axis)
+        return scale_channels(x, squash_in(self, nn.Dense(channels, name="fc2")(s), train), self.axis)
 
 
 class EfficientChannelAttention(nn.Module):
@@ -50,15 +53,17 @@ class EfficientChannelAttention(nn.Module):
     Attributes:
       gamma, beta: the constants of the kernel size; `gamma` is above 0.
       axis: the channel axis; the mean is over all others but the first, the batch.
+      kind: how logits become values, a key of `fsg_jax.squash.SQUASHINGS`.
     """
 
     gamma: float = 2
     beta: float = 1
     axis: int = -1
+    kind: str = "sigmoid"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch ..."], *, train: bool = False) -> Float[Array, "batch ..."]:
-        """Gated `x`, same shape and dtype; `train` changes nothing.
+        """Gated `x`, same shape and dtype; `train` draws a stochastic kind at random from stream ``"gates"``.
 
         Raises:
           ValueError: `axis` is not a channel axis of `x`, or `gamma` is not positive.
@@ -69,7 +74,7 @@ class EfficientChannelAttention(nn.Module):
         t = int(abs(math.log2(pooled.shape[-1]) + self.beta) / self.gamma)
         size = max(t if t % 2 else t + 1, 3)
         s = nn.Conv(1, (size,), padding=size // 2, use_bias=False, name="conv")(pooled[..., None])
-        return scale_channels(x, jax.nn.sigmoid(s[..., 0]), self.axis)
+        return scale_channels(x, squash_in(self, s[..., 0], train), self.axis)
 
 
 def pool_channels(x: Float[Array, "batch ..."], axis: int) -> Float[Array, "batch channels"]:

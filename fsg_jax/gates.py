@@ -100,9 +100,15 @@ class Gate(nn.Module):
                 f"gate {'/'.join(self.path) or 'at the top'}: logits have shape {logits.shape}, but axis {self.axis} "
                 f"of the input of shape {x.shape} has {shape[0]} channels"
             )
-        key = self.make_rng(GATES) if train and is_stochastic(self.kind) else None
-        values = squash(logits, self.kind, key=key, train=train)
+        values = squash_in(self, logits, train)
         return jnp.asarray(x) * along_axis(values, axis, x.ndim).astype(x.dtype)
+
+
+def squash_in(module: nn.Module, logits: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
+    """`logits` squashed by ``module.kind``, a stochastic kind in training with a draw of stream ``"gates"``."""
+    kind = module.kind  # type: ignore[attr-defined]
+    key = module.make_rng(GATES) if train and is_stochastic(kind) else None
+    return squash(logits, kind, key=key, train=train)
 
 
 def along_axis(values: Float[Array, " channels"], axis: int, ndim: int) -> Float[Array, "..."]:
