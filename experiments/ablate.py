@@ -82,7 +82,7 @@ def main() -> None:
     """Command line."""
     from experiments.cli import AblateArgs, parse
 
-    args = parse(AblateArgs)
+    args = parse(AblateArgs, "experiments.ablate")
     records = ablate(args.experiment, tuple(args.arms), args.seeds, args.out, resume=args.resume)
     if records:
         paths = write_report(args.out)

@@ -3,15 +3,18 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
 from experiments.config import ARMS, Experiment
 from experiments.configs import CONFIGS
+from experiments.errors import UserError
 
-Arms = tyro.extras.literal_type_from_choices(tuple(ARMS))
-T = TypeVar("T")
+if TYPE_CHECKING:
+    ArmName = str
+else:
+    ArmName = tyro.extras.literal_type_from_choices(tuple(ARMS))
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class TrainArgs:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run."""
-    arm: Arms = "baseline"  # type: ignore[valid-type]
+    arm: ArmName = "baseline"
     """What the gates are and who moves them."""
     seed: int = 0
     resume: bool = False
@@ -37,19 +40,23 @@ class AblateArgs:
     """Folder of the ablation: one folder a run, results.jsonl and the report."""
     seeds: int = 3
     """Number of seeds, from 0."""
-    arms: tuple[Arms, ...] = ("baseline", "fsg", "fsg_gr")  # type: ignore[valid-type]
+    arms: tuple[ArmName, ...] = ("baseline", "fsg", "fsg_gr")
+    """What the gates are and who moves them; ``baseline`` is what the others are compared with."""
     resume: bool = False
     """Continue the ablation in `out`; several processes may work on one folder."""
 
 
-def parse(kind: type[T], argv: list[str] | None = None) -> T:
-    """`kind` filled from ``CONFIG --key value ...``; errors and ``--help`` exit as tyro does."""
-    commands = [
-        Annotated[
-            kind,  # type: ignore[valid-type]
-            tyro.conf.subcommand(name, default=kind(experiment=config, out=tyro.MISSING), description=doc),
-        ]
-        for name, (config, doc) in CONFIGS.items()
-    ]
-    union = Union[tuple(commands)]  # type: ignore[valid-type]  # noqa: UP007
-    return tyro.cli(union, args=argv if argv is not None else sys.argv[1:], config=(tyro.conf.AvoidSubcommands,))
+T = TypeVar("T", TrainArgs, AblateArgs)
+
+
+def parse(kind: type[T], module: str, argv: list[str] | None = None) -> T:
+    """`kind` filled from ``CONFIG --key value ...``; wrong options and ``--help`` exit as tyro does.
+
+    Raises:
+      UserError: there is no such configuration.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-") and argv[0] not in CONFIGS:
+        raise UserError(f"no configuration is named {argv[0]!r}; there are {', '.join(CONFIGS)}")
+    defaults = {name: (doc, kind(experiment=config, out=tyro.MISSING)) for name, (config, doc) in CONFIGS.items()}
+    return tyro.extras.overridable_config_cli(defaults, prog=f"python -m {module}", args=argv)

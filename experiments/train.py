@@ -200,7 +200,7 @@ def main() -> None:
     """Command line."""
     from experiments.cli import TrainArgs, parse
 
-    args = parse(TrainArgs)
+    args = parse(TrainArgs, "experiments.train")
     record = train(args.experiment, args.arm, args.seed, args.out, resume=args.resume)
     print(
         f"{args.arm} seed {args.seed}: test accuracy {record['test']['accuracy']:.4f}, "

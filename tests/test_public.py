@@ -11,7 +11,7 @@ import fsg_jax as fsg
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-HEAVY = ("grain", "tensorflow", "tensorflow_datasets", "matplotlib", "torch", "tqdm", "pooch", "PIL", "sklearn", "scipy.stats")
+HEAVY = ("grain", "tensorflow", "tensorflow_datasets", "matplotlib", "torch", "tqdm", "pooch", "PIL", "sklearn")
 
 
 def test_readme_code_runs(capsys):

@@ -3,7 +3,12 @@
     python -m experiments.ablate cifar100_vit_tiny --data.path PATH --seeds 4 \\
         --arms baseline fsg fsg_joint fsg_gr --out runs/vit
 
-EXPECTED
+Recipe: AdamW 1e-3, weight decay 0.05, 10 epochs of warm-up then cosine, 200 epochs, batch 256, crop, flip,
+TrivialAugment, mixup or CutMix, label smoothing 0.1, stochastic depth 0.1, bf16.
+
+Expected of the baseline: about 70 % test accuracy; 69.75 % is ViT-Lite-7/4 (3.7 M parameters, 200 epochs from scratch
+at 32x32) in the README of SHI-Labs/Compact-Transformers. The paper's 83.8 % is a fine-tuned ViT at 384x384 and no
+comparison. This configuration has not been run to its end here.
 """
 
 from experiments.config import Data, Experiment, Gate, Optimizer, Train, ViT
