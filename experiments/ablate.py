@@ -13,7 +13,7 @@ from experiments.build import build
 from experiments.config import ARMS, Experiment, describe
 from experiments.errors import UserError, run_main
 from experiments.report import summary_table, write_report
-from experiments.run_folder import RESULT, BusyError, check_same_config, write_json, write_text
+from experiments.run_folder import RESULT, BusyError, holds, read_json, write_json, write_text, writing_to
 from experiments.train import train
 
 CONFIG, RESULTS = "ablation.json", "results.jsonl"
@@ -57,25 +57,20 @@ def run_path(out: Path, arm: str, seed: int) -> Path:
 def collect(out: Path) -> list[Any]:
     """Records of all finished runs, arms in their usual order, written to ``results.jsonl``."""
     files = [f for arm in ARMS for f in sorted((out / arm).glob(f"seed-*/{RESULT}"))]
-    records = sorted((json.loads(f.read_text()) for f in files), key=lambda r: (list(ARMS).index(r["arm"]), r["seed"]))
-    write_text(out / RESULTS, "".join(json.dumps(record) + "\n" for record in records))
+    records = sorted((read_json(f) for f in files), key=lambda r: (list(ARMS).index(r["arm"]), r["seed"]))
+    with writing_to(out):
+        write_text(out / RESULTS, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
 def _claim(experiment: Experiment, out: Path, resume: bool) -> None:
     config = {k: v for k, v in describe(experiment, "baseline", 0).items() if k not in ("arm", "seed")}
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        if (out / CONFIG).exists():
-            check_same_config(out / CONFIG, config)
-            if not resume:
-                raise UserError(f"{out} already holds this ablation; add --resume to continue it")
-        elif found := sorted(p.name for p in out.iterdir()):
-            raise UserError(f"{out} is not empty and holds no ablation: found {found[:5]}")
-        else:
+        if not holds(out / CONFIG, config):
             write_json(out / CONFIG, config)
-    except OSError as error:
-        raise UserError(f"cannot write to the output folder {out}: {error}") from error
+        elif not resume:
+            raise UserError(f"{out} already holds this ablation; add --resume to continue it")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """From a configuration to data, model, optimizers and steps."""
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +9,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import fsg_jax as fsg
-from experiments.config import ARMS, Arm, Data, Experiment, Gate
+from experiments.checks import check
+from experiments.config import Arm, Data, Experiment, Gate, get_arm
 from fsg_jax import augment, data
-from fsg_jax.typing import Transform
+from fsg_jax.typing import Key, Transform
 
 STATISTICS = {"digits": ((0.3053,), (0.3760,)), "cifar100": (data.CIFAR100_MEAN, data.CIFAR100_STD)}
 
@@ -28,8 +31,7 @@ class Splits(NamedTuple):
 class Program(NamedTuple):
     """What is compiled once and serves every seed of an arm."""
 
-    model: nn.Module
-    tx: Any
+    init: Callable[[Key], fsg.TrainState]
     train_step: fsg.TrainStep
     eval_step: fsg.EvalStep
 
@@ -50,12 +52,15 @@ def load_split(config: Data, split: str) -> data.ImageDataset:
 def load_splits(config: Data) -> Splits:
     """The training split, divided; the same for every arm and seed."""
     everything = load_split(config, "train")
+    if config.validation >= len(everything):
+        raise ValueError(f"data.validation is {config.validation}, but there are only {len(everything)} images")
     rest, held_out = data.stratified_holdout(everything.labels, config.validation)
     train = everything.take(rest)
-    if config.num_train is not None and config.num_train < len(train):
-        train = train.take(data.stratified_holdout(train.labels, config.num_train)[1])
-    elif config.num_train is not None and config.num_train > len(train):
-        raise ValueError(f"data.num_train is {config.num_train}, but only {len(train)} training images are left")
+    wanted = len(train) if config.num_train is None else config.num_train
+    if wanted > len(train):
+        raise ValueError(f"data.num_train is {wanted}, but only {len(train)} training images are left")
+    if wanted < len(train):
+        train = train.take(data.stratified_holdout(train.labels, wanted)[1])
     return Splits(train, everything.take(held_out))
 
 
@@ -69,10 +74,15 @@ def steps_per_epoch(experiment: Experiment) -> int:
 
 @cache
 def build(experiment: Experiment, arm_name: str) -> Program:
-    """Model, optimizers and jitted steps of one arm."""
-    arm = ARMS[arm_name]
+    """The jitted functions of one arm.
+
+    Raises:
+      ValueError, OSError: what a run cannot start with, the test files included: a run does not fail at its end.
+    """
+    arm = get_arm(arm_name)
+    check(experiment)
+    load_split(experiment.data, "test")
     classes = load_splits(experiment.data).train.num_classes
-    model = build_model(experiment, arm, classes)
     loss = fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing)
     penalty = fsg.gate_penalty("l0", experiment.gate.l0_weight, reduction="mean") if arm.l0_penalty else None
     train_step = fsg.make_train_step(
@@ -88,7 +98,16 @@ def build(experiment: Experiment, arm_name: str) -> Program:
         transform=augment.normalize(*STATISTICS[experiment.data.name]),
         ema=experiment.train.ema_decay is not None,
     )
-    return Program(model, build_optimizer(experiment, arm), train_step, eval_step)
+    init = build_init(experiment, arm, classes)
+    jax.eval_shape(init, jax.random.key(0))
+    return Program(init, train_step, eval_step)
+
+
+def build_init(experiment: Experiment, arm: Arm, num_classes: int) -> Callable[[Key], fsg.TrainState]:
+    """``init(key)``, jitted: the state at step 0."""
+    model, tx = build_model(experiment, arm, num_classes), build_optimizer(experiment, arm)
+    inputs = np.zeros((1, *load_splits(experiment.data).train.images.shape[1:]), np.float32)
+    return jax.jit(lambda key: fsg.init_state(model, tx, key, inputs, ema_decay=experiment.train.ema_decay))
 
 
 def build_model(experiment: Experiment, arm: Arm, num_classes: int) -> nn.Module:
@@ -127,11 +146,6 @@ def build_optimizer(experiment: Experiment, arm: Arm) -> Any:
 def weight_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """Clipping, weight decay of the weights alone, warm-up and cosine."""
     config, epoch = experiment.optimizer, steps_per_epoch(experiment)
-    if config.warmup_epochs >= experiment.train.epochs:
-        raise ValueError(
-            f"optimizer.warmup_epochs is {config.warmup_epochs}, which must be less than train.epochs, "
-            f"{experiment.train.epochs}"
-        )
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, round(config.warmup_epochs * epoch), experiment.train.epochs * epoch
     )

@@ -39,7 +39,7 @@ class ResNet:
     name: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     width: int = 64
     stem: Literal["cifar", "imagenet"] = "cifar"
-    gate_placement: Literal["stage", "block"] = "stage"
+    gate_placement: Literal["stage", "block", "residual"] = "stage"
     remat: bool = False
 
 
@@ -139,9 +139,20 @@ ARMS: dict[str, Arm] = {
 }
 
 
+def get_arm(name: str) -> Arm:
+    """The arm of that name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in ARMS:
+        raise ValueError(f"no arm is named {name!r}; there are {', '.join(ARMS)}")
+    return ARMS[name]
+
+
 def describe(experiment: Experiment, arm: str, seed: int) -> dict[str, Any]:
     """The resolved configuration of a run, JSON-able."""
-    config = asdict(experiment) | {"arm": {"name": arm} | asdict(ARMS[arm]), "seed": seed}
+    config = asdict(experiment) | {"arm": {"name": arm} | asdict(get_arm(arm)), "seed": seed}
     config["data"]["path"] = None if experiment.data.path is None else str(experiment.data.path)
     config["data"]["augment"] = list(experiment.data.augment)
     return config

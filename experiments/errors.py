@@ -1,5 +1,6 @@
 """Errors that a user can mend: one line on stderr and an exit code, no traceback."""
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -31,8 +32,12 @@ EXIT_CODES: dict[type[Exception], int] = {
 
 def run_main(main: Callable[[], None]) -> None:
     """Calls `main`; a known error becomes its line and its exit code."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises as well
     try:
         main()
+    except KeyboardInterrupt:
+        print("stopped at once; --resume continues from the last checkpoint", file=sys.stderr)
+        sys.exit(EXIT_CODES[Interrupted])
     except tuple(EXIT_CODES) as error:
         code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
         print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)

@@ -3,13 +3,15 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from experiments.config import flatten
 from experiments.errors import UserError
 
-CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
+CONFIG, RESULT, LOCK, TEMPORARY = "config.json", "result.json", "lock", ".tmp"
 
 
 class RunFolder:
@@ -22,31 +24,27 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool) -> None:
         self.path = path
-        self._lock = _claim(path)
-        try:
-            self._check(config, resume)
-        except BaseException:
-            self.close()
-            raise
+        with writing_to(path):
+            path.mkdir(parents=True, exist_ok=True)
+            holds(path / CONFIG, config)  # before anything is written into a folder that is not ours
+            self._lock = _lock(path)
+            try:
+                self._enter(config, resume)
+            except BaseException:
+                self.close()
+                raise
 
-    def _check(self, config: dict[str, Any], resume: bool) -> None:
-        file = self.path / CONFIG
-        if file.exists():
-            check_same_config(file, config)
-            if not resume:
-                raise UserError(
-                    f"{self.path} already holds this run; add --resume to continue it, or choose another --out"
-                )
-        elif others := sorted(p.name for p in self.path.iterdir() if p.name != LOCK):
-            raise UserError(f"{self.path} is not empty and holds no run of ours: found {others[:5]}")
-        else:
-            write_json(file, config)
+    def _enter(self, config: dict[str, Any], resume: bool) -> None:
+        if not holds(self.path / CONFIG, config):
+            write_json(self.path / CONFIG, config)
+        elif not resume:
+            raise UserError(f"{self.path} already holds this run; add --resume to continue it, or choose another --out")
 
     @property
     def result(self) -> dict[str, Any] | None:
         """The record of the finished run, or None."""
         file = self.path / RESULT
-        return json.loads(file.read_text()) if file.exists() else None
+        return read_json(file) if file.exists() else None
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the record."""
@@ -63,12 +61,38 @@ class RunFolder:
         self.close()
 
 
-def check_same_config(file: Path, config: dict[str, Any]) -> None:
-    """Raises UserError that names every key in which the configuration of `file` differs."""
-    old, new = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(config)))
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """An OSError inside becomes a UserError that names the output folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {path}: {error}") from error
+
+
+def holds(file: Path, config: dict[str, Any]) -> bool:
+    """Whether `file`, which is written first into its folder, is there with this configuration.
+
+    Raises:
+      UserError: it has another one, whose differing keys are named, or the folder holds other files only.
+    """
+    if not file.exists():
+        if others := sorted(p.name for p in file.parent.iterdir() if p.name != LOCK and p.suffix != TEMPORARY):
+            raise UserError(f"{file.parent} is not empty and has no {file.name} of ours: found {others[:5]}")
+        return False
+    old, new = flatten(read_json(file)), flatten(json.loads(json.dumps(config)))
     differ = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted(old | new) if old.get(k) != new.get(k)]
     if differ:
         raise UserError(f"{file.parent} holds another run; the configurations differ in " + "; ".join(differ))
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file written by `write_json`; UserError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged or not of ours: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,20 +102,20 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _claim(path: Path) -> IO[str]:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to the output folder {path}: {error}") from error
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _lock(path: Path) -> IO[str]:
+    lock = (path / LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

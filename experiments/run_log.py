@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from experiments.config import flatten
 from experiments.run_folder import write_text
+from experiments.tensorboard import Scalars
 
 STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
@@ -21,7 +20,7 @@ class RunLog:
         self.folder = folder
         self.epochs = _truncate(folder / EPOCHS, step)
         self._this_epoch = [row for row in _truncate(folder / STEPS, step) if row["epoch"] > len(self.epochs)]
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._writer = Scalars(folder / "tensorboard", step + 1)
 
     def add_steps(self, rows: Iterable[dict[str, Any]]) -> None:
         """Rows of single steps, in order."""
@@ -37,9 +36,7 @@ class RunLog:
         self._this_epoch = []
         self.epochs.append(row)
         _append(self.folder / EPOCHS, [row])
-        for name, value in flatten(row).items():
-            self._writer.add_scalar(name.replace(".", "/"), value, row["step"])
-        self._writer.flush()
+        self._writer.add({name.replace(".", "/"): value for name, value in flatten(row).items()}, row["step"])
         return row
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from experiments import facts
 from experiments.build import Program, build, load_split, load_splits, steps_per_epoch
 from experiments.config import Experiment, describe, flatten
 from experiments.errors import Interrupted, NotFiniteError, run_main
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, writing_to
 from experiments.run_log import RunLog
 from experiments.stop import StopRequest
 from fsg_jax import data
@@ -30,7 +30,7 @@ class Run:
     folder: RunFolder
     checkpointer: fsg.Checkpointer
     state: fsg.TrainState
-    loader: Any
+    loader: data.LoaderIterator
     log: RunLog
     per_epoch: int
     seconds: float = 0.0
@@ -52,11 +52,13 @@ def train(experiment: Experiment, arm: str, seed: int, out: Path, *, resume: boo
     """
     config = describe(experiment, arm, seed)
     build(experiment, arm)
-    with RunFolder(out, config, resume=resume) as folder:
+    splits = load_splits(experiment.data)
+    loader = data.make_loader(splits.train, experiment.train.batch_size, seed=seed, workers=experiment.data.workers)
+    with RunFolder(out, config, resume=resume) as folder, writing_to(out):
         if folder.result is not None:
             return folder.result
         started = facts.gather()
-        run = _open(experiment, arm, seed, folder)
+        run = _open(experiment, arm, seed, folder, iter(loader))
         try:
             _loop(run, f"{arm} seed {seed}")
         finally:
@@ -67,19 +69,9 @@ def train(experiment: Experiment, arm: str, seed: int, out: Path, *, resume: boo
         return record
 
 
-def _open(experiment: Experiment, arm: str, seed: int, folder: RunFolder) -> Run:
+def _open(experiment: Experiment, arm: str, seed: int, folder: RunFolder, loader: data.LoaderIterator) -> Run:
     program = build(experiment, arm)
-    splits = load_splits(experiment.data)
-    shape = (1, *splits.train.images.shape[1:])
-    state = fsg.init_state(
-        program.model,
-        program.tx,
-        jax.random.key(seed),
-        np.zeros(shape, np.float32),
-        ema_decay=experiment.train.ema_decay,
-    )
-    loader = data.make_loader(splits.train, experiment.train.batch_size, seed=seed, workers=experiment.data.workers)
-    iterator = iter(loader)
+    state = program.init(jax.random.key(seed))
     checkpointer = fsg.Checkpointer(
         folder.path / "checkpoints", keep_last=experiment.train.keep_last, best="val_accuracy"
     )
@@ -87,9 +79,9 @@ def _open(experiment: Experiment, arm: str, seed: int, folder: RunFolder) -> Run
     if checkpointer.steps():
         restored = checkpointer.restore(state)
         state, seconds = restored.state, restored.extra["seconds"]
-        iterator.set_state(restored.data)
+        loader.set_state(restored.data)
     log = RunLog(folder.path, int(state.step))
-    return Run(experiment, program, folder, checkpointer, state, iterator, log, steps_per_epoch(experiment), seconds)
+    return Run(experiment, program, folder, checkpointer, state, loader, log, steps_per_epoch(experiment), seconds)
 
 
 def _loop(run: Run, title: str) -> None:
@@ -134,18 +126,25 @@ def _rows(pending: list[Any], step: int, per_epoch: int) -> list[dict[str, Any]]
     first = step - len(pending) + 1
     for at, metrics in enumerate(jax.device_get(pending), first):
         values = {k.replace(".", "/"): float(v) for k, v in flatten(metrics).items()}
-        bad = sorted(k for k, v in values.items() if not math.isfinite(v))
-        if bad:
-            raise NotFiniteError(f"{', '.join(bad)} became NaN or Inf at step {at}; the last good checkpoint is kept")
+        _check_finite(values, at)
         rows.append({"step": at, "epoch": math.ceil(at / per_epoch)} | values)
     return rows
+
+
+def _check_finite(values: dict[str, Any], step: int) -> None:
+    bad = sorted(k for k, v in values.items() if not np.isfinite(v).all())
+    if bad:
+        names = ", ".join(bad[:3]) + f" and {len(bad) - 3} more" * (len(bad) > 3)
+        raise NotFiniteError(f"{names} became NaN or Inf at step {step}; the last good checkpoint is kept")
 
 
 def _end_of_epoch(run: Run, step: int) -> dict[str, Any]:
     validation = evaluate(run, load_splits(run.experiment.data).validation)
     gates = jax.tree.map(float, jax.device_get(fsg.gate_summary(run.state)))
     metrics = {f"val_{k}": v for k, v in validation.items()}
-    return {"epoch": step // run.per_epoch, "step": step} | metrics | {"gates": gates}
+    row = {"epoch": step // run.per_epoch, "step": step} | metrics | {"gates": gates}
+    _check_finite(flatten(row), step)
+    return row
 
 
 def evaluate(run: Run, dataset: data.ImageDataset) -> dict[str, float]:
@@ -159,6 +158,10 @@ def evaluate(run: Run, dataset: data.ImageDataset) -> dict[str, float]:
 
 
 def _save(run: Run, metrics: dict[str, float] | None) -> None:
+    """Saves the state, checked: finite losses do not rule out an update that overflowed."""
+    trees = jax.device_get(run.state.variables | {"opt_state": run.state.opt_state, "ema": run.state.ema})
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    _check_finite({jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in leaves}, int(run.state.step))
     run.checkpointer.save(
         run.state, data=run.loader.get_state(), metrics=metrics, extra={"seconds": round(run.seconds, 3)}
     )

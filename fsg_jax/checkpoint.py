@@ -1,9 +1,11 @@
 """Checkpoints with Orbax: the whole state and the position in the data; asynchronous, atomic, verified on reading."""
 
 import math
+import shutil
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ CORRUPT_SUFFIX = ".corrupt"
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint of a folder could be read, or one does not fit the state it is read into."""
+    """A checkpoint could not be written or read, or does not fit the state it is read into."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,45 @@ class Checkpointer:
           data: JSON-able position of the data iterator, e.g. its ``get_state()``.
           metrics: for `best`.
           extra: any JSON-able mapping.
+
+        Raises:
+          CheckpointError: this save, or the one before it in the background, failed, e.g. on a full disk.
         """
         leaves = to_leaves(state)
+        self._check_space(sum(leaf.nbytes for leaf in leaves.values()))
         meta = {"data": data, "extra": dict(extra or {}), "crc32": checksums(leaves)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
-        self._manager.save(int(state.step), args=items, metrics=dict(metrics or {}))
+        with self._writing():
+            self._manager.save(int(state.step), args=items, metrics=dict(metrics or {}))
 
     def wait(self) -> None:
-        """Returns when all saving is done; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when all saving is done.
+
+        Raises:
+          CheckpointError: it failed, e.g. on a full disk.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self._manager.close()
+        """Waits as `wait` does and lets go of the folder."""
+        with self._writing():
+            self._manager.close()
+
+    def _check_space(self, needed: int) -> None:
+        """Fails early, where it can be foreseen; in the background every array that does not fit is an error."""
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            space = f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB free"
+            raise CheckpointError(f"cannot write checkpoints to {self.directory}: no space left on device: {space}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Orbax raises what went wrong in its threads, of any type, at the next call."""
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(f"cannot write checkpoints to {self.directory}: {error}") from error
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""

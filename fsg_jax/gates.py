@@ -106,7 +106,7 @@ class Gate(nn.Module):
 
 def squash_in(module: nn.Module, logits: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
     """`logits` squashed by ``module.kind``, a stochastic kind in training with a draw of stream ``"gates"``."""
-    kind = module.kind  # type: ignore[attr-defined]
+    kind = module.kind
     key = module.make_rng(GATES) if train and is_stochastic(kind) else None
     return squash(logits, kind, key=key, train=train)
 

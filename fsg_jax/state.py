@@ -68,6 +68,11 @@ class TrainState:
         """The ``"gates"`` collection; empty for a model without static gates."""
         return self.variables.get(GATES, {})
 
+    @property
+    def batch_stats(self) -> PyTree:
+        """The ``"batch_stats"`` collection; empty for a model without BatchNorm."""
+        return self.variables.get("batch_stats", {})
+
 
 def init_state(
     model: nn.Module,

@@ -15,16 +15,17 @@ import orbax.checkpoint as ocp
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ARGS = (
-    "digits --arm fsg_gr --seed 1 --model.width 4 --train.epochs 10 --train.batch-size 32 --optimizer.warmup-epochs 1 --train.ema-decay 0.9 "
-    "--train.log-every 3 --train.checkpoint-every 4 --data.num-train 600 --data.augment crop flip --data.crop-padding 1"
-).split()
+ARGS = """
+digits --arm fsg_gr --seed 1 --model.width 4 --data.num-train 600 --data.augment crop flip --data.crop-padding 1
+--train.epochs 10 --train.batch-size 32 --optimizer.warmup-epochs 1 --train.ema-decay 0.9
+--train.log-every 3 --train.checkpoint-every 4
+"""
 KILLS = 10
 
 
 def start(out: Path, cache: Path) -> subprocess.Popen:
     env = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "-m", "experiments.train", *ARGS, "--out", str(out), "--resume"]
+    command = [sys.executable, "-m", "experiments.train", *ARGS.split(), "--out", str(out), "--resume"]
     with (out.parent / f"{out.name}.log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, stdout=log, stderr=log)
 

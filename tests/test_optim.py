@@ -79,7 +79,7 @@ def test_chosen_gate_labels_route_weights_too():
     tx = fsg.routed(
         params=optax.sgd(0.1), gates=optax.sgd(0.1), head=optax.sgd(0.1), labels={"head": "params/second/.*"}
     )
-    state, metrics = train_step("sequential", gate_labels=["gates", "head"])(new_state(tx=tx), batch())
+    state, metrics = train_step("sequential", gate_labels=("gates", "head"))(new_state(tx=tx), batch())
     assert set(metrics["grad_norm"]) == {"params", "gates", "head"}
     with pytest.raises(ValueError, match="tail"):
-        train_step("sequential", gate_labels=["tail"])(state, batch())
+        train_step("sequential", gate_labels=("tail",))(state, batch())

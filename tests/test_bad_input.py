@@ -1,0 +1,245 @@
+"""What a user can get wrong: one clear line, exit code 2, and nothing left behind."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cifar_files
+import numpy as np
+import pytest
+import tiny
+
+import fsg_jax as fsg
+from experiments.cli import AblateArgs, TrainArgs, parse
+from experiments.config import Experiment, describe
+from experiments.errors import UserError, run_main
+from experiments.run_folder import RunFolder
+from experiments.train import train
+
+ROOT = Path(__file__).parent.parent
+TRAIN = "experiments.train"
+
+
+def npz(folder: Path, **change: np.ndarray) -> Path:
+    np.savez(folder / "changed.npz", **cifar_files.npz_content() | change)
+    return folder / "changed.npz"
+
+
+def truncated(folder: Path) -> Path:
+    path = cifar_files.write_archive(cifar_files.write_python(folder))
+    path.write_bytes(path.read_bytes()[:3000])
+    return path
+
+
+def outside(folder: Path) -> Path:
+    return cifar_files.write_members(folder / "cifar-100-python.tar.gz", {"../evil": b"1"})
+
+
+def code(folder: Path) -> Path:
+    written = cifar_files.write_python(folder)
+    call = b"cposix\nsystem\n(" + cifar_files.opcodes(f"touch {folder}/trace".encode()) + b"tR."
+    (written / "train").write_bytes(call)
+    return written
+
+
+FEW = np.zeros(0, np.int64)
+BAD_DATA = {
+    "missing": (lambda folder: folder / "none", r"none: no such file or folder; looked for"),
+    "truncated": (truncated, r"python\.tar\.gz: the archive is cut short or damaged"),
+    "outside": (outside, r"member '\.\./evil' is outside the folder"),
+    "code": (code, r"train: not a readable pickle.*refers to posix\.system"),
+    "labels": (partial(npz, train_fine=np.full(30, 100)), r"a fine label is 100; expected 0 to 99"),
+    "shape": (partial(npz, train_images=np.zeros((30, 8, 8, 3), np.uint8)), r"images have shape \(30, 8, 8, 3\)"),
+    "dtype": (partial(npz, train_images=np.zeros((30, 32, 32, 3))), "images has dtype float64; expected uint8"),
+    "empty": (
+        partial(npz, train_images=np.zeros((0, 32, 32, 3), np.uint8), train_fine=FEW, train_coarse=FEW),
+        r"images has no rows, shape \(0, 32, 32, 3\)",
+    ),
+    "test labels": (partial(npz, test_fine=np.full(10, 100)), r"a fine label is 100; expected 0 to 99"),
+}
+
+
+def refused(capsys: pytest.CaptureFixture, experiment: Experiment, out: Path, **kwargs: Any) -> str:
+    """The one line on standard error with which a run exits with code 2."""
+    with pytest.raises(SystemExit) as exited:
+        run_main(lambda: train(experiment, **{"arm": "fsg_gr", "seed": 0, "out": out} | kwargs) and None)
+    assert exited.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def assert_matches(pattern: str, line: str) -> None:
+    assert re.search(pattern, line), line
+
+
+@pytest.mark.parametrize("kind", BAD_DATA)
+def test_bad_data(tmp_path, capsys, kind):
+    write, message = BAD_DATA[kind]
+    experiment = tiny.shrunk("cifar100_vit_tiny", tmp_path / "good")
+    experiment = tiny.change(experiment, data={"path": write(tmp_path)})
+    assert_matches(message, refused(capsys, experiment, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "trace").exists()
+
+
+def test_wrong_checksum(tmp_path, capsys):
+    experiment = tiny.change(tiny.shrunk("cifar100_vit_tiny", tmp_path), data={"checksum": True})
+    assert_matches(r"cifar100\.npz: the sha256 of .* expected", refused(capsys, experiment, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+BAD_VALUES = [
+    ("data", "validation", 1438, "data.validation is 1438, but there are only 1438 images"),
+    ("data", "validation", 0, "data.validation is 0; expected an integer, 1 or more"),
+    ("data", "num_train", 1239, "data.num_train is 1239, but only 1238 training images are left"),
+    ("data", "name", "mnist", "data.name is 'mnist'; expected one of 'digits', 'cifar100'"),
+    ("data", "augment", ("crop", "flop"), "data.augment is 'flop'; expected one of 'crop',"),
+    ("data", "workers", -1, "workers is -1; expected an integer, 0 or more"),
+    ("model", "name", "vit_tin", "model.name is 'vit_tin'; expected one of 'vit_tiny'"),
+    ("model", "patch_size", 3, "patch_size"),
+    ("gate", "init", "ones", "gate.init is 'ones'; expected one of 'xavier'"),
+    ("gate", "every", 0, "gate.every is 0; expected an integer, 1 or more"),
+    ("gate", "learning_rate", float("nan"), "gate.learning_rate is nan; expected a finite number, 0 or more"),
+    ("gate", "clip", -1.0, "gate.clip is -1.0; expected a finite number above 0"),
+    ("optimizer", "name", "adam", "optimizer.name is 'adam'; expected one of 'sgd', 'adamw'"),
+    ("optimizer", "warmup_epochs", 2.0, "optimizer.warmup_epochs is 2.0, which must be less than train.epochs, 2"),
+    ("optimizer", "momentum", 1.0, "optimizer.momentum is 1.0; expected a number in [0, 1)"),
+    ("train", "batch_size", 129, "train.batch_size is 129, but there are only 128 training images"),
+    ("train", "accumulate", 3, "train.batch_size is 64; expected a multiple of train.accumulate"),
+    ("train", "epochs", 0, "train.epochs is 0; expected an integer, 1 or more"),
+    ("train", "ema_decay", 1.0, "train.ema_decay is 1.0; expected a number in (0, 1)"),
+    ("train", "dtype", "float8", "train.dtype is 'float8'; expected one of 'float32', 'bfloat16'"),
+]
+
+
+@pytest.mark.parametrize(("part", "key", "value", "message"), BAD_VALUES)
+def test_bad_value(tmp_path, capsys, part, key, value, message):
+    line = refused(capsys, tiny.change(tiny.digits(), **{part: {key: value}}), tmp_path / "out")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_arm_and_seed(tmp_path, capsys):
+    line = refused(capsys, tiny.digits(), tmp_path / "out", arm="fgs")
+    assert "no arm is named 'fgs'; there are baseline, fsg, fsg_joint, fsg_gr, se, l0" in line
+    assert "seed is -1; expected an integer" in refused(capsys, tiny.digits(), tmp_path / "out", seed=-1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert f"cannot write to the output folder {out}: " in refused(capsys, tiny.digits(), out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_folder_of_something_else_is_left_as_it_is(tmp_path, capsys):
+    (tmp_path / "lock").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("mine")
+    line = refused(capsys, tiny.digits(), tmp_path, resume=True)
+    assert f"{tmp_path} is not empty and has no config.json of ours: found ['thesis.tex']" in line
+    (tmp_path / "config.json").write_text("[1]")
+    assert f"{tmp_path}/config.json is damaged or not of ours" in refused(capsys, tiny.digits(), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 768}))
+    assert "hidden_size: 768 there, None now" in refused(capsys, tiny.digits(), tmp_path)
+    assert (tmp_path / "lock").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "lock", "thesis.tex"]
+
+
+def test_folder_of_another_run(tmp_path, capsys):
+    RunFolder(tmp_path, describe(tiny.digits(), "fsg_gr", 0), resume=False).close()
+    before = (tmp_path / "config.json").read_text()
+    longer = tiny.digits(train={"epochs": 3})
+    line = refused(capsys, longer, tmp_path, seed=1, resume=True)
+    assert line.endswith("the configurations differ in seed: 0 there, 1 now; train.epochs: 2 there, 3 now")
+    assert "already holds this run; add --resume" in refused(capsys, tiny.digits(), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+BAD_OPTIONS = [
+    (["--train.epoch", "2"], ["Unrecognized options: --train.epoch", "--train.epochs"]),
+    (["--train.epochs", "two"], ["--train.epochs", "'two'"]),
+    (["--model.patch-size", "4"], ["Unrecognized", "--model.patch-size"]),
+    (["--model.name", "vit_tiny"], ["invalid choice 'vit_tiny' for argument '--model.name'"]),
+    (["--gate.init", "ones"], ["invalid choice 'ones' for argument '--gate.init'"]),
+    (["--arm", "fgs"], ["invalid choice 'fgs' for argument '--arm'", "fsg_gr"]),
+]
+
+
+@pytest.mark.parametrize(("options", "messages"), BAD_OPTIONS)
+def test_bad_option(capsys, options, messages):
+    with pytest.raises(SystemExit) as exited:
+        parse(TrainArgs, TRAIN, ["digits", "--out", "x", *options])
+    assert exited.value.code == 2
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert all(message in error for message in messages), error
+
+
+def test_options_are_what_they_say():
+    options = "--out x --data.path /cifar --model.depth 3 --arms fsg_gr se --data.no-checksum"
+    args = parse(AblateArgs, "experiments.ablate", ["cifar100_vit_tiny", *options.split()])
+    assert (args.arms, args.out, args.experiment.data.path) == (("fsg_gr", "se"), Path("x"), Path("/cifar"))
+    assert (args.experiment.model.depth, args.experiment.data.checksum) == (3, False)
+    with pytest.raises(UserError, match="no configuration is named 'digit'; there are digits, cifar100_resnet18"):
+        parse(TrainArgs, TRAIN, ["digit", "--out", "x"])
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    argv = ["digits", "--out", str(tmp_path), "--data.num-train", "128", "--resume"]
+    args = parse(TrainArgs, TRAIN, argv)
+    with RunFolder(tmp_path, describe(args.experiment, args.arm, args.seed), resume=False):
+        second = subprocess.run([sys.executable, "-m", TRAIN, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert second.stderr == f"error: {tmp_path} is in use by another process\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "lock"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_at_once(tmp_path):
+    with pytest.raises(fsg.CheckpointError, match=rf"{tmp_path}: no space left .*1000000000\.0 MB are needed, "):
+        fsg.Checkpointer(tmp_path)._check_space(10**15)
+
+
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def limited(size: int, argv: list[str]) -> subprocess.CompletedProcess:
+    """A run none of whose files may grow beyond `size` bytes; more fails as on a full disk, with another errno."""
+    command = [sys.executable, "-c", LIMITED, str(size), *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_a_full_disk_goes_on_when_there_is_space(tmp_path):
+    """Too little room for the configuration, for the log, for the first checkpoint; then enough."""
+    tiny.shrunk("cifar100_vit_tiny", tmp_path)
+    out = tmp_path / "out"
+    argv = [
+        *("cifar100_vit_tiny", "--out", str(out), "--data.path", str(tmp_path), "--data.no-checksum", "--resume"),
+        *("--data.validation", "10", "--data.augment", "--model.depth", "1", "--model.patch-size", "16"),
+        *("--train.epochs", "2", "--train.batch-size", "1", "--optimizer.warmup-epochs", "1", "--train.log-every", "1"),
+    ]
+    folder, checkpoints = "to the output folder", "checkpoints to"
+    for limit, what, found in (
+        (500, folder, {"lock"}),
+        (2000, folder, {"config.json", "steps.jsonl"}),
+        (200_000, checkpoints, {"checkpoints"}),
+    ):
+        stopped = limited(limit, argv)
+        assert stopped.returncode == 2, stopped.stderr
+        assert f"error: cannot write {what} {out}" in stopped.stderr
+        assert {p.name for p in out.iterdir()} >= found
+        assert not (out / "result.json").exists()
+    done = limited(10**9, argv)
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in json.loads((out / "result.json").read_text())["history"]] == [1, 2]
+    assert [json.loads(row)["step"] for row in (out / "steps.jsonl").read_text().splitlines()] == list(range(1, 41))

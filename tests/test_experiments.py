@@ -1,0 +1,156 @@
+"""Runs and ablations end to end, on configurations that are shrunk but otherwise as they are."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import fsg_jax as fsg
+from experiments.ablate import ablate, run_path
+from experiments.build import build, load_splits
+from experiments.config import ARMS, describe, flatten
+from experiments.configs import CONFIGS
+from experiments.errors import NotFiniteError, UserError, run_main
+from experiments.report import write_report
+from experiments.run_folder import RunFolder
+from experiments.train import train
+from fsg_jax import data
+
+FIELDS = {
+    *("experiment", "arm", "seed", "status", "config", "facts", "parameters", "validation", "test", "history", "gates"),
+    *("num_train", "num_validation", "num_test", "dropped_per_epoch"),
+}
+FACTS = {"commit", "dirty", "command", "python", "versions", "hardware", "device", "started", "minutes"}
+EPOCH = {"epoch", "step", "val_loss", "val_accuracy", "train_loss", "train_accuracy", "gates"}
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_trains(tmp_path, name):
+    experiment = tiny.shrunk(name, tmp_path)
+    record = train(experiment, "fsg_gr", 1, tmp_path / "out")
+    assert record.keys() == FIELDS
+    assert record["facts"].keys() >= FACTS
+    assert (record["experiment"], record["arm"], record["seed"]) == (name, "fsg_gr", 1)
+    assert [row.keys() for row in record["history"]] == [EPOCH, EPOCH]
+    assert record == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert rows(tmp_path / "out" / "epochs.jsonl") == record["history"]
+    per_epoch = record["num_train"] // experiment.train.batch_size
+    assert record["dropped_per_epoch"] == record["num_train"] % experiment.train.batch_size
+    steps = rows(tmp_path / "out" / "steps.jsonl")
+    assert [row["step"] for row in steps] == list(range(1, 2 * per_epoch + 1))
+    assert record["history"][-1]["train_loss"] == pytest.approx(np.mean([row["loss"] for row in steps[per_epoch:]]))
+    assert {"grad_norm/params", "grad_norm/gates"} <= steps[0].keys()
+    values = np.concatenate(list(record["gates"].values()))
+    assert values.size == record["parameters"]["gates"] > 0
+    assert ((values > 0) & (values < 1)).all()
+
+
+def test_arms_start_alike_and_see_the_same():
+    experiment = tiny.digits()
+    init = {arm: build(experiment, arm).init for arm in ("baseline", "fsg_gr")}
+    base, gated, other = init["baseline"](jax.random.key(3)), init["fsg_gr"](jax.random.key(3)), jax.random.key(4)
+    jax.tree.map(np.testing.assert_array_equal, gated.params, base.params)
+    assert gated.gates
+    assert not base.gates
+    assert jax.random.key_data(gated.rng).tolist() == jax.random.key_data(base.rng).tolist()
+    assert not np.array_equal(init["baseline"](other).params["head"]["kernel"], base.params["head"]["kernel"])
+    batches = [next(iter(data.make_loader(load_splits(experiment.data).train, 64, seed=s))) for s in (3, 3, 4)]
+    np.testing.assert_array_equal(batches[0]["index"], batches[1]["index"])
+    assert not np.array_equal(batches[0]["index"], batches[2]["index"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resolved_configurations_of_arms_differ_in_the_arm_alone(name):
+    configs = [flatten(describe(CONFIGS[name][0], arm, 0)) for arm in ARMS]
+    differ = {k for config in configs for k in config if config[k] != configs[0][k]}
+    assert {"arm.name", "arm.gate", "arm.routing"} <= differ
+    assert all(key.startswith("arm.") for key in differ)
+
+
+def test_ablation_resumes_and_refuses(tmp_path):
+    experiment, arms = tiny.digits(), ("baseline", "fsg_gr")
+    records = ablate(experiment, arms, 2, tmp_path)
+    assert [(r["arm"], r["seed"]) for r in records] == [(arm, seed) for arm in arms for seed in (0, 1)]
+    assert rows(tmp_path / "results.jsonl") == records
+    paths = write_report(tmp_path)
+    assert paths
+    assert all(path.stat().st_size for path in paths)
+    files = [run_path(tmp_path, arm, seed) / "result.json" for arm in arms for seed in (0, 1)]
+    times = [path.stat().st_mtime_ns for path in files]
+    assert ablate(experiment, arms, 2, tmp_path, resume=True) == records
+    assert [path.stat().st_mtime_ns for path in files] == times
+    with pytest.raises(UserError, match="already holds this ablation; add --resume"):
+        ablate(experiment, arms, 2, tmp_path)
+    with pytest.raises(UserError, match=r"differ in train\.epochs: 2 there, 3 now$"):
+        ablate(tiny.change(experiment, train={"epochs": 3}), arms, 2, tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"differ in arm\.gate: .*; seed: 0 there, 1 now"):
+        train(experiment, "fsg_gr", 1, run_path(tmp_path, "baseline", 0), resume=True)
+    with pytest.raises(UserError, match="already holds this run; add --resume"):
+        train(experiment, "baseline", 0, run_path(tmp_path, "baseline", 0))
+    assert rows(tmp_path / "results.jsonl") == records
+
+
+def test_an_ablation_leaves_busy_runs_to_the_other_process(tmp_path, capsys):
+    experiment = tiny.digits()
+    path = run_path(tmp_path, "fsg_gr", 0)
+    with RunFolder(path, describe(experiment, "fsg_gr", 0), resume=False):
+        with pytest.raises(UserError, match=r"not empty and has no ablation\.json"):
+            ablate(experiment, ("fsg_gr",), 1, tmp_path, resume=True)
+        (tmp_path / "ablation.json").write_text(json.dumps(without_arm(describe(experiment, "baseline", 0))))
+        assert ablate(experiment, ("fsg_gr",), 1, tmp_path, resume=True) == []
+        assert "left to another process that is at work on them: fsg_gr seed 0" in capsys.readouterr().out
+    assert len(ablate(experiment, ("fsg_gr",), 1, tmp_path, resume=True)) == 1
+
+
+def without_arm(config: dict) -> dict:
+    return {k: v for k, v in config.items() if k not in ("arm", "seed")}
+
+
+def test_a_run_is_reproduced_exactly(tmp_path):
+    first, second = (train(tiny.digits(), "fsg_gr", 0, tmp_path / name) for name in "ab")
+    assert {**first, "facts": None} == {**second, "facts": None}
+
+
+@pytest.mark.slow
+def test_the_best_epoch_is_tested_if_asked_for(tmp_path):
+    experiment = tiny.digits(train={"test_on": "best", "epochs": 3, "ema_decay": 0.9})
+    record = train(experiment, "baseline", 0, tmp_path / "out")
+    best = max(record["history"], key=lambda row: row["val_accuracy"])
+    assert record["validation"] == {"accuracy": best["val_accuracy"], "loss": best["val_loss"]}
+
+
+RUINED_LOSS = ({"learning_rate": 1e12}, 3, r"loss.* at step 3;")
+RUINED_UPDATE = ({"name": "adamw", "learning_rate": 3e38, "weight_decay": 100.0}, 2, r"params/.* at step 2;")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bad_step", "message"), [RUINED_LOSS, pytest.param(*RUINED_UPDATE, marks=pytest.mark.slow)]
+)
+def test_training_that_blows_up_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path, capsys, optimizer, bad_step, message
+):
+    """Step 2 is the first that moves. It ruins the loss of step 3, or overflows after a sound loss of its own."""
+    train_part = {"checkpoint_every": 1, "epochs": 4}
+    experiment = tiny.digits(data={"num_train": 192}, optimizer=optimizer, train=train_part)
+    out = tmp_path / "out"
+    with pytest.raises(NotFiniteError, match=message):
+        train(experiment, "baseline", 0, out)
+    assert not (out / "result.json").exists()
+    assert all(np.isfinite(row["loss"]) for row in rows(out / "steps.jsonl"))
+    checkpointer = fsg.Checkpointer(out / "checkpoints")
+    restored = checkpointer.restore(build(experiment, "baseline").init(jax.random.key(0)))
+    assert restored.step == bad_step - 1
+    for leaf in jax.tree.leaves((restored.state.variables, restored.state.opt_state)):
+        assert np.isfinite(leaf).all()
+    with pytest.raises(SystemExit) as exited:
+        run_main(lambda: train(experiment, "baseline", 0, out, resume=True) and None)
+    assert exited.value.code == 3
+    assert "the last good checkpoint is kept" in capsys.readouterr().err
