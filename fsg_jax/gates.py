@@ -4,7 +4,6 @@
 weights in ``"params"``.
 """
 
-import difflib
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from fsg_jax.lookup import look_up
 from fsg_jax.squash import get_squashing, is_stochastic, squash
 from fsg_jax.typing import AnyArray, Key
 
@@ -57,11 +57,7 @@ def get_init(init: str | Initializer, kind: str, value: float) -> Initializer:
     """The initializer of a name in `INITS`, or `init` itself if it is callable."""
     if callable(init):
         return init
-    if init in INITS:
-        return INITS[init](kind, value)
-    near = difflib.get_close_matches(init, INITS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown gate init {init!r}; the inits are {sorted(INITS)}, or a callable.{hint}")
+    return look_up(INITS, init, "gate init")(kind, value)
 
 
 class Gate(nn.Module):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fsg_jax.lookup import look_up
 from fsg_jax.squash import HARD_CONCRETE_BETA, HARD_CONCRETE_HIGH, HARD_CONCRETE_LOW, squash
 from fsg_jax.summary import binary_entropy, flat_gates
 
@@ -64,8 +65,7 @@ def gate_penalty(name: str, weight: float, *, reduction: str = "sum") -> Penalty
     Returns:
       ``penalty(gates, kinds)``: the ``"gates"`` collection and `TrainState.gate_kinds` to a scalar.
     """
-    if name not in PENALTIES:
-        raise ValueError(f"unknown gate penalty {name!r}; the penalties are {sorted(PENALTIES)}")
+    rule = look_up(PENALTIES, name, "gate penalty")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction must be 'sum' or 'mean'; got {reduction!r}")
     if not math.isfinite(weight):
@@ -73,7 +73,7 @@ def gate_penalty(name: str, weight: float, *, reduction: str = "sum") -> Penalty
 
     def penalty(gates: Mapping[str, Any], kinds: GateKinds) -> Array:
         leaves = flat_gates(gates, kinds)
-        total = sum((PENALTIES[name](g, kind) for _, g, kind in leaves), start=jnp.zeros(()))
+        total = sum((rule(g, kind) for _, g, kind in leaves), start=jnp.zeros(()))
         count = sum(g.size for _, g, _ in leaves) if reduction == "mean" else 1
         return weight * total / max(count, 1)
 

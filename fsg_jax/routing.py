@@ -6,7 +6,6 @@ unless another is given). "Gradient routing" in Cloud et al. 2024 is a different
 pass; `route` is its primitive.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from fsg_jax.gradients import Gradient, tree_norm
+from fsg_jax.lookup import look_up
 from fsg_jax.state import TrainState
 from fsg_jax.typing import PyTree
 
@@ -136,11 +136,7 @@ ROUTINGS: dict[str, Callable[[TrainState, Passes], Routed]] = {
 
 def get_routing(name: str) -> Callable[[TrainState, Passes], Routed]:
     """The routing mode of a name; an unknown name is a ValueError that suggests the nearest."""
-    if name in ROUTINGS:
-        return ROUTINGS[name]
-    near = difflib.get_close_matches(str(name), ROUTINGS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown routing {name!r}; the modes are {sorted(ROUTINGS)}.{hint}")
+    return look_up(ROUTINGS, name, "routing")
 
 
 def _together(state: TrainState, passes: Passes) -> Routed:

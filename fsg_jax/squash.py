@@ -3,7 +3,6 @@
 A gate is a multiplier, ``y = x * s(logits)``. This file is the ``s``: one row of `SQUASHINGS` a kind.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fsg_jax.lookup import look_up
 from fsg_jax.typing import Key
 
 HARD_CONCRETE_BETA = 2 / 3
@@ -80,11 +80,7 @@ SQUASHINGS: dict[str, Squashing] = {
 
 def get_squashing(kind: str) -> Squashing:
     """The squashing of a kind; an unknown kind is a ValueError that suggests the nearest."""
-    if kind in SQUASHINGS:
-        return SQUASHINGS[kind]
-    near = difflib.get_close_matches(str(kind), SQUASHINGS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown gate kind {kind!r}; the kinds are {sorted(SQUASHINGS)}.{hint}")
+    return look_up(SQUASHINGS, kind, "gate kind")
 
 
 def is_stochastic(kind: str) -> bool:

@@ -1,13 +1,13 @@
 """The models of the library by name."""
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
+from fsg_jax.lookup import did_you_mean, look_up
 from fsg_jax.models.layers import ModuleDef
 from fsg_jax.models.resnet import RESNETS, BasicBlock, Bottleneck, ResidualBlock, ResNet
 from fsg_jax.models.vit import VITS, SelfAttention, ViT
@@ -49,20 +49,11 @@ def create_model(name: str, /, *, num_classes: int, gate: ModuleDef | None = Non
     Raises:
       ValueError: unknown name or argument, or an argument out of its range.
     """
-    if name not in MODELS:
-        raise ValueError(
-            f"unknown model {name!r}{_suggestion(name, MODELS)}; the models are {', '.join(list_models())}"
-        )
-    constructor = MODELS[name]
+    constructor = look_up(MODELS, name, "model")
     options = inspect.signature(constructor).parameters.keys() - {"parent"}
     for argument in sorted(kwargs.keys() - options):
         raise ValueError(
-            f"model {name!r} has no argument {argument!r}{_suggestion(argument, options)}; its arguments are "
+            f"model {name!r} has no argument {argument!r}{did_you_mean(argument, options)}; its arguments are "
             f"{', '.join(sorted(options))}"
         )
     return constructor(num_classes=num_classes, gate=gate, **kwargs)
-
-
-def _suggestion(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
