@@ -1,90 +1,101 @@
-"""Batches for training (a Grain pipeline) and for evaluation (in order, each row once)."""
+"""Training batches by Grain, in the order of `fsg_jax.data.order`, and batches for evaluation."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from fsg_jax.data.dataset import ImageDataset
 from fsg_jax.data.extras import import_extra
+from fsg_jax.data.order import BatchOrder, Rows, check_range, in_order, shuffled
 
 _PREFETCH = 4
 
-
-def _gather(dataset: ImageDataset, rows: slice, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """One process's part of a global batch, in one indexing operation per array."""
-    index = np.asarray(indices, np.int64)[rows]
-    return {"image": dataset.images[index], "label": dataset.labels[index], "index": index}
-
-
-def _stack_indices(indices: Any) -> Int[np.ndarray, " batch"]:
-    return np.asarray(indices, np.int64)
+Read = Callable[[Rows], dict[str, np.ndarray]]
+"""``read(rows)``: the batch of these rows; picklable where worker processes are to call it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loader:
-    """Training batches of an `ImageDataset`; made by `make_loader`. Every ``iter()`` begins at ``start``."""
+    """Training batches, every one read by `read` from the rows that `order` gives. Every ``iter()`` begins at `start`.
 
-    dataset: ImageDataset
-    batch_size: int
-    seed: int
-    shuffle: bool
-    workers: int
-    process_index: int
-    process_count: int
-    drop_remainder: bool
-    num_epochs: int | None
-    start: int
+    An iterator's ``get_state`` and ``set_state`` continue a stopped run with the same batches, on any number of
+    workers, threads and processes.
+
+    Args:
+      order: rows of every global batch.
+      read: rows to batch.
+      workers: reading processes; 0 reads in threads of this one. With workers, a script needs the
+        ``if __name__ == "__main__"`` guard.
+      threads: that read batches side by side, in this process or in each worker.
+      process_index: of this process; it receives slice `process_index` of every global batch.
+      process_count: of processes that share a global batch.
+      num_epochs: None never ends.
+      start: the number of the first batch, 0 or more.
+
+    Raises:
+      ValueError: an argument out of range.
+    """
+
+    order: BatchOrder
+    read: Read
+    workers: int = 0
+    threads: int = 1
+    process_index: int = 0
+    process_count: int = 1
+    num_epochs: int | None = None
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("workers", self.workers, 0)
+        check_range("threads", self.threads, 1)
+        check_range("process_count", self.process_count, 1)
+        check_range("process_index", self.process_index, 0, self.process_count - 1)
+        check_range("start", self.start, 0)
+        if self.num_epochs is not None:
+            check_range("num_epochs", self.num_epochs, 1)
+        if self.order.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size is {self.order.batch_size}; expected a multiple of process_count = {self.process_count}"
+            )
+        if not self.order.drop_remainder and self.process_count > 1:
+            raise ValueError(f"drop_remainder=False needs process_count = 1; found {self.process_count}")
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in one pass over the rows."""
-        steps, rest = divmod(len(self.dataset), self.batch_size)
-        return steps + (rest > 0 and not self.drop_remainder)
+        """Batches in an epoch."""
+        return self.order.steps_per_epoch
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Rows that no batch of a pass contains; others in every epoch when shuffled."""
-        return len(self.dataset) % self.batch_size if self.drop_remainder else 0
+        """Rows that no batch of an epoch contains."""
+        return self.order.dropped_per_epoch
 
     def __iter__(self) -> "LoaderIterator":
         return LoaderIterator(self)
 
-    def order(self) -> dict[str, Any]:
-        """What the content of step n depends on, besides the rows themselves."""
-        names = ("batch_size", "seed", "shuffle", "process_count", "drop_remainder", "num_epochs")
-        return {"examples": len(self.dataset), **{name: getattr(self, name) for name in names}}
-
-    def _pipeline(self) -> Any:
-        """A Grain MapDataset whose element n is batch n: any step can be reached directly."""
-        grain = import_extra("grain", "data")
-        pipeline = grain.MapDataset.range(len(self.dataset))
-        if self.shuffle:
-            # Grain adds the epoch to the seed. Hashing first keeps neighbouring seeds from sharing epochs.
-            seed = np.random.SeedSequence(self.seed).generate_state(1, np.uint32)[0]
-            pipeline = pipeline.shuffle(seed=int(seed))
-        pipeline = pipeline.batch(self.batch_size, drop_remainder=self.drop_remainder, batch_fn=_stack_indices).repeat(
-            self.num_epochs
-        )
-        local = self.batch_size // self.process_count
-        rows = slice(self.process_index * local, (self.process_index + 1) * local)
-        if self.process_count == 1:
-            rows = slice(None)
-        return pipeline.map(functools.partial(_gather, self.dataset, rows))
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's part of batch number `step`."""
+        rows = self.order.rows(step)
+        local = -(-len(rows) // self.process_count)
+        return self.read(rows[self.process_index * local : (self.process_index + 1) * local])
 
     def _grain_iterator(self, step: int) -> Any:
         """A Grain iterator whose first batch is number ``step``."""
         grain = import_extra("grain", "data")
-        batches = self._pipeline().slice(slice(step, None))
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
-        iterable = batches.to_iter_dataset(options)
+        end = None if self.num_epochs is None else self.num_epochs * self.steps_per_epoch
+        steps = grain.MapDataset.range(step, _FOREVER if end is None else max(end, step))
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=max(_PREFETCH, self.threads))
+        iterable = steps.map(self.batch).to_iter_dataset(options)
         if self.workers:
             _parse_absl_flags()
             iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
         return iter(iterable)
+
+
+_FOREVER = 2**62
 
 
 def _parse_absl_flags() -> None:
@@ -112,7 +123,7 @@ class LoaderIterator(Iterator[dict[str, np.ndarray]]):
 
     def get_state(self) -> dict[str, Any]:
         """The position, as a dict that JSON can hold; the same for any number of workers."""
-        return {"step": self._step, **self._loader.order()}
+        return {"step": self._step, **self._loader.order.describe()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of `get_state`; the next batch is the one that was next then.
@@ -120,12 +131,12 @@ class LoaderIterator(Iterator[dict[str, np.ndarray]]):
         Raises:
           ValueError: the state is of a loader with another order (seed, batch size, number of examples, ...).
         """
-        expected = {"step": state.get("step"), **self._loader.order()}
+        expected = {"step": state.get("step"), **self._loader.order.describe()}
         differs = [name for name in expected if name not in state or state[name] != expected[name]]
         if differs:
             pairs = ", ".join(f"{name} {state.get(name)!r} (here {expected[name]!r})" for name in differs)
             raise ValueError(f"state is of another data order: {pairs}")
-        _check_range("state['step']", expected["step"], 0)
+        check_range("state['step']", expected["step"], 0)
         self.close()
         self._step = expected["step"]
 
@@ -136,74 +147,43 @@ class LoaderIterator(Iterator[dict[str, np.ndarray]]):
         self._batches = None
 
 
-def _check_range(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if not isinstance(value, int | np.integer) or value < low or (high is not None and value > high):
-        wanted = f"{low} or more" if high is None else f"{low} to {high}"
-        raise ValueError(f"{name} is {value!r}; expected an integer, {wanted}")
-
-
 def make_loader(
     dataset: ImageDataset,
     batch_size: int,
     *,
     seed: int,
     shuffle: bool = True,
-    workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
     drop_remainder: bool = True,
-    num_epochs: int | None = None,
-    start: int = 0,
+    **options: Any,
 ) -> Loader:
     """Training batches, in an order that depends on nothing but the arguments; needs the ``data`` extra.
 
     An iterator gives ``image`` uint8 (batch, height, width, channels), ``label`` int32 (batch,) and ``index``
-    int64 (batch,), the row in ``dataset``. Its ``get_state`` and ``set_state`` continue a stopped run with
-    the same batches.
+    int64 (batch,), the row in ``dataset``.
 
     Args:
       dataset: the rows.
       batch_size: of the global batch; at most ``len(dataset)`` and a multiple of ``process_count``.
       seed: 0 to 2**32 - 1; each epoch has its own permutation.
       shuffle: False gives the stored order.
-      workers: reading processes; 0 reads in a thread of this one, which is faster for arrays in memory. The
-        batches are the same. With workers, a script needs the ``if __name__ == "__main__"`` guard.
-      process_index: of this process; it receives slice ``process_index`` of every global batch.
-      process_count: of processes that share a global batch.
       drop_remainder: drop the rows of an epoch that fill no batch (`Loader.dropped_per_epoch`); False ends
         each epoch with a smaller batch, for one process only.
-      num_epochs: None never ends.
-      start: the number of the first batch, 0 or more.
+      **options: of `Loader`: workers (reading in a thread is faster for arrays in memory), process_index,
+        process_count, num_epochs, start.
 
     Raises:
       ValueError: an argument out of range.
     """
-    _check_range("batch_size", batch_size, 1)
-    if batch_size > len(dataset):
-        raise ValueError(f"batch_size is {batch_size}; expected at most {len(dataset)}, the number of examples")
-    _check_range("seed", seed, 0, 2**32 - 1)
-    _check_range("workers", workers, 0)
-    _check_range("process_count", process_count, 1)
-    _check_range("process_index", process_index, 0, process_count - 1)
-    _check_range("start", start, 0)
-    if num_epochs is not None:
-        _check_range("num_epochs", num_epochs, 1)
-    if batch_size % process_count:
-        raise ValueError(f"batch_size is {batch_size}; expected a multiple of process_count = {process_count}")
-    if not drop_remainder and process_count > 1:
-        raise ValueError(f"drop_remainder=False needs process_count = 1; found {process_count}")
-    return Loader(
-        dataset,
-        batch_size=int(batch_size),
-        seed=int(seed),
-        shuffle=shuffle,
-        workers=int(workers),
-        process_index=process_index,
-        process_count=process_count,
-        drop_remainder=drop_remainder,
-        num_epochs=num_epochs,
-        start=int(start),
-    )
+    order = shuffled(len(dataset), batch_size, seed, drop_remainder=drop_remainder)
+    if not shuffle:
+        order = in_order(len(dataset), batch_size, drop_remainder=drop_remainder)
+    return Loader(order, functools.partial(gather, dataset), **options)
+
+
+def gather(dataset: ImageDataset, rows: Rows) -> dict[str, np.ndarray]:
+    """The batch of these rows, in one indexing operation per array."""
+    index = np.asarray(rows, np.int64)
+    return {"image": dataset.images[index], "label": dataset.labels[index], "index": index}
 
 
 def eval_batches(dataset: ImageDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -219,17 +199,19 @@ def eval_batches(dataset: ImageDataset, batch_size: int) -> Iterator[dict[str, n
     Raises:
       ValueError: ``batch_size`` below 1.
     """
-    _check_range("batch_size", batch_size, 1)
-    return (_padded(dataset, start, batch_size) for start in range(0, len(dataset), batch_size))
+    check_range("batch_size", batch_size, 1)
+    steps = range(0, len(dataset), batch_size)
+    rows = (np.arange(start, min(start + batch_size, len(dataset))) for start in steps)
+    return (pad_batch(gather(dataset, r), batch_size) | {"index": _pad(r, batch_size, -1)} for r in rows)
 
 
-def _padded(dataset: ImageDataset, start: int, batch_size: int) -> dict[str, np.ndarray]:
-    index = np.arange(start, min(start + batch_size, len(dataset)), dtype=np.int64)
-    padding = batch_size - len(index)
-    image = np.pad(dataset.images[index], ((0, padding), (0, 0), (0, 0), (0, 0)))
-    return {
-        "image": image,
-        "label": np.pad(dataset.labels[index], (0, padding)),
-        "index": np.pad(index, (0, padding), constant_values=-1),
-        "valid": np.arange(batch_size) < len(index),
-    }
+def pad_batch(batch: Mapping[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
+    """`batch` with rows of zeros up to `batch_size`, and ``valid``, bool (batch,), False there."""
+    count = len(next(iter(batch.values())))
+    padded = {name: _pad(value, batch_size, 0) for name, value in batch.items()}
+    return padded | {"valid": np.arange(batch_size) < count}
+
+
+def _pad(values: np.ndarray, size: int, value: int) -> np.ndarray:
+    widths = [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1)
+    return np.pad(values, widths, constant_values=value)
