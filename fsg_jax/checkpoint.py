@@ -3,7 +3,6 @@
 import math
 import shutil
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+from jax.experimental import multihost_utils
 
+from fsg_jax.checkpoint_files import (
+    MismatchError,
+    checksums,
+    from_leaves,
+    read_leaves,
+    read_meta,
+    read_verified,
+    to_leaves,
+    to_template,
+)
 from fsg_jax.state import TrainState
 
 CORRUPT_SUFFIX = ".corrupt"
@@ -42,6 +50,11 @@ class Checkpointer:
     A checkpoint appears under its step's name only when it is complete. It carries a CRC-32 of every array, which
     `restore` compares: a truncated or damaged checkpoint is set aside (``<step>.corrupt``) with a warning, and the
     one before it is read.
+
+    With several processes, all of them make the same calls on one folder that all can read and write. Each writes
+    its part of the arrays; the CRC-32 is still that of the whole array, gathered one array at a time. On reading,
+    process 0 verifies the files for all, then each process reads its part. How arrays are divided over devices
+    and processes may change between saving and restoring.
 
     Args:
       directory: made if missing.
@@ -82,6 +95,8 @@ class Checkpointer:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Copies the state and returns; writing goes on in the background. See `wait`.
+
+        With several processes the copy is on the devices, until it is written.
 
         Args:
           state: saved under its step; saving a step twice is an error.
@@ -133,101 +148,75 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the best metric among those kept, or None."""
+        """The step with the best metric among those kept, the latest of equals, or None."""
         scores = {step: self._score(self._manager.metrics(step) or {}) for step in self.steps()}
-        best = max(scores, key=lambda step: scores[step], default=None)
+        best = max(scores, key=lambda step: (scores[step], step), default=None)
         return best if best is not None and scores[best] > -math.inf else None
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
         """The newest readable checkpoint, or that of `step`.
 
         Args:
-          like: a state of the same model and optimizers, e.g. from `init_state`; its values are not used.
+          like: a state of the same model and optimizers, e.g. from `init_state`; its values are not used. The
+            restored state lies on the devices as it does.
           step: read this one and no other.
 
         Raises:
           CheckpointError: none is there, none is readable, or the saved leaves do not fit `like`; each is named.
+            Or a save that was under way failed.
         """
+        self.wait()
         candidates = [step] if step is not None else self.steps()[::-1]
         failures = []
         for candidate in candidates:
-            try:
-                return self._read(like, candidate)
-            except MismatchError as error:
-                raise CheckpointError(f"{self.directory / str(candidate)}: {error}") from error
-            except Exception as error:  # whatever a damaged file makes the readers raise
-                failures.append(f"step {candidate}: {type(error).__name__}: {error}")
-                if step is None:
-                    self._set_aside(candidate, error)
+            restored, verdict = self._read(like, candidate)
+            if restored is not None:
+                return restored
+            if verdict.startswith(MismatchError.__name__):
+                raise CheckpointError(f"{self.directory / str(candidate)}: {verdict}")
+            failures.append(f"step {candidate}: {verdict}")
+            if step is None:
+                self._set_aside(candidate, verdict)
         found = "; ".join(failures) or "no checkpoint there"
         raise CheckpointError(f"nothing to restore in {self.directory}: {found}")
 
-    def _read(self, like: TrainState, step: int) -> Restored:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        template = to_leaves(like)
-        check_fit(meta["crc32"], template)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        leaves = self._manager.restore(step, args=items)["state"]
-        damaged = [k for k, crc in checksums(leaves).items() if crc != meta["crc32"][k]]
-        if damaged:
-            raise ValueError(f"{len(damaged)} arrays differ from their checksums, the first is {damaged[0]}")
-        return Restored(from_leaves(leaves, like), step, meta["data"], meta["extra"])
+    def _read(self, like: TrainState, step: int) -> tuple[Restored | None, str]:
+        """What was read, or None and what is wrong, on which all processes agree."""
+        path, template = self.directory / str(step), to_template(like)
+        leaves: dict[str, Any] = {}
+        verdict = ""
+        if jax.process_index() == 0:
+            try:
+                leaves = read_verified(path, template)
+            except Exception as error:  # whatever a damaged file makes the readers raise
+                verdict = f"{type(error).__name__}: {error}"
+        verdict = agreed(verdict)
+        if verdict:
+            return None, verdict
+        if jax.process_count() > 1:
+            leaves = read_leaves(path, template)
+        meta = read_meta(path)
+        return Restored(from_leaves(leaves, like), step, meta["data"], meta["extra"]), ""
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, verdict: str) -> None:
         path = self.directory / str(step)
-        aside = path.with_name(path.name + CORRUPT_SUFFIX)
+        others = len(list(path.parent.glob(f"{path.name}{CORRUPT_SUFFIX}*")))
+        aside = path.with_name(f"{path.name}{CORRUPT_SUFFIX}" + f".{others}" * bool(others))
         warnings.warn(
-            f"checkpoint {path} is damaged ({type(error).__name__}: {error}); it is set aside as {aside.name} and "
-            "the one before it is used",
+            f"checkpoint {path} is damaged ({verdict}); it is set aside as {aside.name} and the one before it is used",
             stacklevel=3,
         )
-        path.rename(aside)
+        if jax.process_index() == 0:
+            path.rename(aside)
+        agreed("")
         self._manager.reload()
 
 
-class MismatchError(ValueError):
-    """A sound checkpoint of something else: other leaves or other shapes."""
-
-
-def to_leaves(state: TrainState) -> dict[str, np.ndarray]:
-    """Host copies of the leaves of a state by path; the random key as its integers."""
-    return {path: np.array(_unkey(leaf)) for path, leaf in _paths(state)[0]}
-
-
-def from_leaves(leaves: Mapping[str, Any], like: TrainState) -> TrainState:
-    """The reverse of `to_leaves`."""
-    paths, treedef = _paths(like)
-    return tree_unflatten(treedef, [_rekey(jnp.array(leaves[path]), old) for path, old in paths])
-
-
-def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """CRC-32 of each array with its shape and dtype, so that a template can be compared too."""
-    return {k: f"{v.dtype}{list(v.shape)}:{zlib.crc32(v.tobytes()):08x}" for k, v in leaves.items()}
-
-
-def check_fit(saved: Mapping[str, str], template: Mapping[str, np.ndarray]) -> None:
-    """Raises MismatchError that names missing, extra and differently shaped leaves."""
-    missing = sorted(template.keys() - saved.keys())
-    extra = sorted(saved.keys() - template.keys())
-    kinds = {k: f"{v.dtype}{list(v.shape)}" for k, v in template.items() if k in saved}
-    shapes = [f"{k} is {s}, not {kinds[k]}" for k in kinds if (s := saved[k].split(":")[0]) != kinds[k]]
-    parts = [f"missing: {missing}"] * bool(missing) + [f"unknown: {extra}"] * bool(extra) + shapes
-    if parts:
-        raise MismatchError("the checkpoint does not fit this state; " + "; ".join(parts))
-
-
-def _paths(state: TrainState) -> tuple[list[tuple[str, Any]], Any]:
-    flat, treedef = tree_flatten_with_path(state)
-    return [(keystr(path), leaf) for path, leaf in flat], treedef
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _unkey(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _rekey(leaf: Any, like: Any) -> Any:
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+def agreed(message: str) -> str:
+    """The message of process 0 in every process, cut to 1000 bytes; all processes wait for each other."""
+    if jax.process_count() == 1:
+        return message
+    padded = np.zeros(1000, np.uint8)
+    encoded = np.frombuffer(message.encode()[: padded.size], np.uint8)
+    padded[: encoded.size] = encoded
+    return multihost_utils.broadcast_one_to_all(padded).tobytes().rstrip(b"\0").decode(errors="replace")

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from fsg_jax.gates import GATES
 from fsg_jax.penalties import Penalty
+from fsg_jax.sharding import gather_leaves
 from fsg_jax.state import STREAMS, TrainState, apply_model
 from fsg_jax.typing import Batch, Key, Loss, PyTree
 
@@ -36,6 +37,7 @@ def pass_gradient(
     batch: Batch,
     key: Key,
     accumulate: int,
+    shardings: PyTree | None,
     trainable: PyTree,
     model_state: PyTree,
     moved: Collection[str],
@@ -43,14 +45,17 @@ def pass_gradient(
     """Gradient of `objective` at `trainable` with respect to the leaves of the labels `moved`, and to no other.
 
     With ``accumulate = n > 1`` the batch is cut into n equal micro-batches; gradients and metrics are their means,
-    and model state runs through them in order.
+    and model state runs through them in order. Leaves that `shardings`, a tree like `trainable`, splits over devices
+    are gathered where they are used, and their gradients are split.
     """
     labels = state.tx.labels(trainable)
     held = jax.tree.map(lambda k, p: None if k in moved else p, labels, trainable)
     leaves = jax.tree.map(lambda k, p: p if k in moved else None, labels, trainable)
 
     def value(leaves: PyTree, model_state: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[Any, Any]]:
-        return _value(state, objective, _merge(leaves, held), model_state, batch, key)
+        whole = _merge(leaves, held)
+        whole = whole if shardings is None else gather_leaves(whole, shardings)
+        return _value(state, objective, whole, model_state, batch, key)
 
     grad = jax.grad(value, has_aux=True)
     if accumulate == 1:
@@ -100,8 +105,13 @@ def _merge(some: PyTree, others: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None)
 
 
+def batch_size(batch: Batch) -> int:
+    """Number of examples; ``batch["image"]`` is an array or a tree of arrays (several input streams)."""
+    return jax.tree.leaves(batch["image"])[0].shape[0]
+
+
 def _micro_batches(batch: Batch, n: int) -> dict[str, Any]:
-    size = batch["image"].shape[0]
+    size = batch_size(batch)
     if size % n:
         raise ValueError(f"a batch of {size} cannot be cut into accumulate={n} equal micro-batches")
-    return {k: v.reshape(n, size // n, *v.shape[1:]) for k, v in batch.items()}
+    return jax.tree.map(lambda v: v.reshape(n, size // n, *v.shape[1:]), dict(batch))

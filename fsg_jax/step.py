@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.lax import with_sharding_constraint
 
 from fsg_jax import metrics as metrics_lib
 from fsg_jax.gates import GATES
-from fsg_jax.gradients import Objective, grad_norms, pass_gradient
+from fsg_jax.gradients import Objective, batch_size, grad_norms, pass_gradient
 from fsg_jax.optim import gate_labels as labels_of_gates
 from fsg_jax.penalties import Penalty
 from fsg_jax.routing import Passes, Routed, get_routing
+from fsg_jax.sharding import gather_leaves
 from fsg_jax.state import TrainState, apply_model
 from fsg_jax.summary import gate_values, summarise
 from fsg_jax.typing import Batch, Loss, Metrics, Transform
@@ -38,6 +40,7 @@ def make_train_step(
     transform: Transform | None = None,
     metrics: Mapping[str, Loss] = DEFAULT_METRICS,
     reference_clip: tuple[float | None, float | None] = (None, None),
+    shardings: TrainState | None = None,
     jit: bool = True,
 ) -> TrainStep:
     """``step(state, batch, gate_batch=None) -> (state, metrics)``, jitted, the state donated.
@@ -49,10 +52,12 @@ def make_train_step(
       penalty: added to what the gates minimise, e.g. from `fsg_jax.penalties.gate_penalty`.
       gate_every: k runs the gate pass of ``"sequential"`` at every k-th step.
       gate_labels: labels that the gate pass moves; by default those that hold only leaves of ``"gates"``.
-      accumulate: number of micro-batches a batch is cut into, in both passes.
+      accumulate: number of micro-batches a batch is cut into, in both passes. Over several devices each has an
+        all-reduce of its own.
       transform: ``transform(key, batch)`` run inside the step, e.g. augmentation; both passes see its result.
       metrics: name to function, reported as means over the batch of the main pass.
       reference_clip: thresholds over all leaves of gate pass and main pass, for ``"reference"`` only.
+      shardings: of the state over several devices, from `fsg_jax.sharding.state_shardings`; the new state has them too.
       jit: False gives the plain function, to be jitted or scanned by the caller.
 
     The metrics of a step are ``loss`` and `metrics` on the main pass's outputs, ``penalty`` where there is one,
@@ -78,16 +83,18 @@ def make_train_step(
         together = routing in ("none", "joint") and not separate
         main = Objective(loss, penalty if together else None, metrics)
         gates, weights = _divide(state, gate_labels, routing)
+        split = None if shardings is None else shardings.trainable
         passes = Passes(
-            main=partial(pass_gradient, state, main, batch, model_key, accumulate),
-            gate=partial(pass_gradient, state, gate, held_out, model_key, accumulate),
+            main=partial(pass_gradient, state, main, batch, model_key, accumulate, split),
+            gate=partial(pass_gradient, state, gate, held_out, model_key, accumulate, split),
             gate_labels=gates,
             weight_labels=weights,
             separate=separate,
             every=gate_every,
             clip=reference_clip,
         )
-        return _finish(state, route_step(state, passes), penalty)
+        new, values = _finish(state, route_step(state, passes), penalty)
+        return new if shardings is None else with_sharding_constraint(new, shardings), values
 
     return jax.jit(step, donate_argnums=0) if jit else step
 
@@ -98,6 +105,7 @@ def make_eval_step(
     transform: Transform | None = None,
     metrics: Mapping[str, Loss] = DEFAULT_METRICS,
     ema: bool = False,
+    shardings: TrainState | None = None,
     jit: bool = True,
 ) -> EvalStep:
     """``step(state, batch) -> metrics``: means over the rows that are not padding, and their ``count``.
@@ -110,6 +118,7 @@ def make_eval_step(
       transform: ``transform(key, batch)``, e.g. normalisation; its key is constant.
       metrics: name to function.
       ema: evaluate the averaged variables, which the state must then have.
+      shardings: of the state over several devices, as in `make_train_step`.
       jit: False gives the plain function.
     """
 
@@ -117,9 +126,10 @@ def make_eval_step(
         if ema and state.ema is None:
             raise ValueError("make_eval_step(ema=True) needs a state made with init_state(ema_decay=...)")
         variables = state.ema if ema and state.ema is not None else state.variables
+        variables = variables if shardings is None else gather_leaves(variables, shardings.variables)
         batch = _transformed(transform, jax.random.key(0), batch)
         outputs, _ = apply_model(state.model, variables, batch["image"], train=False)
-        valid = batch.get("valid", jnp.ones(batch["image"].shape[0], bool))
+        valid = batch.get("valid", jnp.ones(batch_size(batch), bool))
         count = jnp.sum(valid)
         values = {name: f(outputs, batch) for name, f in {"loss": loss, **metrics}.items()}
         means = {name: jnp.sum(v, where=valid) / jnp.maximum(count, 1) for name, v in values.items()}

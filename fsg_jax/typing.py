@@ -20,8 +20,8 @@ Variables: TypeAlias = Mapping[str, PyTree]
 """Flax variables by collection, e.g. ``{"params": ..., "gates": ..., "batch_stats": ...}``."""
 
 Batch: TypeAlias = Mapping[str, Any]
-"""At least ``image`` (batch, height, width, channels) and ``label``; an optional boolean ``valid`` (batch,)
-marks the rows that are not padding."""
+"""At least ``image``, an array (batch, height, width, channels) or a dict of such arrays, one a stream, and what the
+loss reads, e.g. ``label``; an optional boolean ``valid`` (batch,) marks the rows that are not padding."""
 
 Metrics: TypeAlias = dict[str, Any]
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import fsg_jax as fsg
 
@@ -17,6 +18,7 @@ def compiled_flops(gate, routing: str) -> float:
     return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_sequential_routing_drops_the_weight_gradients_of_the_gate_pass():
     """Two full passes would be 2.0 times a plain step; without the gate pass's weight gradients it is about 1.56."""
     plain = compiled_flops(None, "joint")

@@ -1,5 +1,6 @@
 """State and steps: accumulation, averaging, metrics, random draws, precision, evaluation."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +38,35 @@ def test_accumulation_runs_batch_norm_through_the_micro_batches_in_order():
         state.variables["batch_stats"],
         twice.variables["batch_stats"],
     )
+
+
+class TwoStreams(nn.Module):
+    """The tiny model on the concatenation of two input streams."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        return Mlp(batch_norm=True, name="mlp")(jnp.concatenate([x["left"], x["right"]], 1), train=train)
+
+
+def test_several_input_streams_are_one_image():
+    """A dict of streams gives what their concatenation gives, micro-batches and evaluation included."""
+    data = batch(size=12)
+    streams = {**data, "image": {"left": data["image"][:, :1], "right": data["image"][:, 1:]}}
+    plain = new_state(Mlp(batch_norm=True))
+    variables = {k: {"mlp": v} for k, v in plain.variables.items()}
+    empty = {"left": jnp.zeros((1, 1)), "right": jnp.zeros((1, 3))}
+    nested = fsg.init_state(TwoStreams(), plain.tx, jax.random.key(0), empty, variables=variables)
+    step = train_step("sequential", accumulate=3)
+    plain, metrics = step(plain, data)
+    nested, stream_metrics = step(nested, streams)
+    np.testing.assert_allclose(metrics["loss"], stream_metrics["loss"], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain.params, nested.params["mlp"]
+    )
+    evaluate = fsg.make_eval_step(fsg.losses.cross_entropy)
+    a, b = evaluate(plain, data), evaluate(nested, streams)
+    np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    assert b["count"] == 12
 
 
 def test_a_batch_that_cannot_be_cut():
