@@ -11,18 +11,19 @@ import pytest
 
 from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.gates import Gate
-from fsg_jax.models import MODELS, ResidualBlock, create_model, list_models
+from fsg_jax.models import BACKBONES, ResidualBlock, Stage, create_model
 from fsg_jax.models.layers import DropPath, check_factory
 
 RESNET = {"stage_sizes": (1, 1), "width": 8}
 VIT = {"patch_size": 4, "dim": 24, "depth": 2, "num_heads": 3}
-TINY = {name: VIT if name.startswith("vit") else RESNET for name in MODELS}
+EFFICIENTNET = {"stages": (Stage(2, 8, 1, 3, 1),), "stem_features": 8, "features": 8}
+TINY = {name: {"vit": VIT, "eff": EFFICIENTNET, "res": RESNET}[name[:3]] for name in BACKBONES}
 
 SAMPLED = functools.partial(Gate, kind="hard_concrete")
 OPEN = functools.partial(Gate, kind="relu", logits_init="constant", init_value=1.0)
 CLOSED = functools.partial(Gate, kind="relu", logits_init="constant", init_value=0.0)
 
-each_model = pytest.mark.parametrize("name", list_models())
+each_model = pytest.mark.parametrize("name", sorted(BACKBONES))
 each_kind = pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny"])
 
 
@@ -168,6 +169,7 @@ def test_bfloat16_computes_low_and_keeps_high(key, name):
 
 
 @each_kind
+@pytest.mark.slow
 def test_remat_changes_nothing(key, name):
     extra = (
         {"drop_path": 0.5, "dropout": 0.1}
@@ -176,7 +178,10 @@ def test_remat_changes_nothing(key, name):
     )
     plain, remat = (tiny(name, SAMPLED, remat=remat, **extra) for remat in (False, True))
     variables = plain.init(key, images())
-    jax.tree.map(np.testing.assert_array_equal, remat.init(key, images()), variables)
+    # Draws may differ in the last bit: the compiler fuses them otherwise inside a rematerialised block.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), remat.init(key, images()), variables
+    )
     assert_trees_close(
         loss_and_gradient(remat, variables, images()), loss_and_gradient(plain, variables, images()), 1e-4
     )

@@ -1,14 +1,13 @@
 """The models and the data-dependent gates against timm, with the same weights."""
 
-import importlib
 import re
-import sys
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torchvision_operators import declare_missing_operators
 
 from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.models import create_model
@@ -17,29 +16,11 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
 
 
-def _missing_operator():
-    """Name of the first compiled operator that the import of torchvision misses, or None."""
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
-        return None
-    except RuntimeError as error:
-        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        found = re.search(r"operator (torchvision::\w+) does not exist", str(error))
-        return found and found[1]
-    return None
-
-
 def _import_timm():
-    """timm imports torchvision, whose build for another device than torch's lacks compiled operators.
-
-    The models compared here use none of them; declaring them lets the import through.
-    """
+    """timm imports torchvision, whose build for another device than torch's lacks compiled operators."""
+    declare_missing_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        while missing := _missing_operator():
-            torch.library.define(missing, "(Tensor x) -> Tensor")
         try:
             import timm.layers
             import timm.models.resnet

@@ -1,33 +1,35 @@
 """The models of the library by name."""
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
-from fsg_jax.lookup import did_you_mean, look_up
+from fsg_jax.models.backbones import BACKBONES, check_arguments
+from fsg_jax.models.efficientnet import EfficientNet, MBConv, Stage
 from fsg_jax.models.layers import ModuleDef
-from fsg_jax.models.resnet import RESNETS, BasicBlock, Bottleneck, ResidualBlock, ResNet
-from fsg_jax.models.vit import VITS, SelfAttention, ViT
+from fsg_jax.models.multistream import MultiStream
+from fsg_jax.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet
+from fsg_jax.models.vit import SelfAttention, ViT
 
 __all__ = [
+    "BACKBONES",
     "MODELS",
     "BasicBlock",
     "Bottleneck",
+    "EfficientNet",
+    "MBConv",
+    "MultiStream",
     "ResNet",
     "ResidualBlock",
     "SelfAttention",
+    "Stage",
     "ViT",
     "create_model",
     "list_models",
 ]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{name: functools.partial(ResNet, **variant) for name, variant in RESNETS.items()},
-    **{name: functools.partial(ViT, **variant) for name, variant in VITS.items()},
-}
+MODELS: dict[str, Callable[..., nn.Module]] = {**BACKBONES, "multistream": MultiStream}
 """Constructors by name; each takes ``num_classes``, ``gate`` and the other attributes of its module."""
 
 
@@ -43,17 +45,11 @@ def create_model(name: str, /, *, num_classes: int, gate: ModuleDef | None = Non
       name: one of `list_models()`.
       num_classes: logits; 0 gives pooled features and no head.
       gate: factory of gates, such as the class ``Gate`` or a partial of it; None is the baseline.
-      **kwargs: other attributes of the module (`ResNet`, `ViT`), its ``name`` included; they override those
-        of the variant.
+      **kwargs: other attributes of the module (`ResNet`, `EfficientNet`, `ViT`, `MultiStream`), its ``name``
+        included; they override those of the variant.
 
     Raises:
       ValueError: unknown name or argument, or an argument out of its range.
     """
-    constructor = look_up(MODELS, name, "model")
-    options = inspect.signature(constructor).parameters.keys() - {"parent"}
-    for argument in sorted(kwargs.keys() - options):
-        raise ValueError(
-            f"model {name!r} has no argument {argument!r}{did_you_mean(argument, options)}; its arguments are "
-            f"{', '.join(sorted(options))}"
-        )
-    return constructor(num_classes=num_classes, gate=gate, **kwargs)
+    check_arguments(MODELS, name, "model", kwargs)
+    return MODELS[name](num_classes=num_classes, gate=gate, **kwargs)

@@ -1,0 +1,226 @@
+"""EfficientNet with gates by injection (Tan & Le 2019; Roffo et al. 2024)."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+from fsg_jax.attention_gates import pool_channels, scale_channels
+from fsg_jax.models.layers import (
+    DropPath,
+    FeatureMaps,
+    ModuleDef,
+    apply_gate,
+    check_choice,
+    check_factory,
+    check_images,
+    check_num_classes,
+    check_positive,
+    check_rates,
+    fan_in_uniform,
+)
+from fsg_jax.models.resnet import BatchNorm
+
+GATE_PLACEMENTS = ("stage", "block")
+SQUEEZE_RATIO = 0.25
+
+he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
+# A depthwise kernel has one input and one output channel a group: its fan-out is the fan-in Flax counts.
+he_depthwise = initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class Stage(NamedTuple):
+    """A row of Tan & Le 2019, table 1: `blocks` of `MBConv`, of which the first has the stride."""
+
+    expansion: int
+    features: int
+    blocks: int
+    kernel_size: int
+    strides: int
+
+
+class Squeeze(nn.Module):
+    """``y = x * sigmoid(W2 silu(W1 mean(x) + b1) + b2)``: the squeeze-and-excitation of the backbone itself."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: FeatureMaps) -> FeatureMaps:
+        """The same shape and dtype as `x`; computed in float32."""
+        pooled = pool_channels(x, -1)
+        s = nn.silu(nn.Dense(self.hidden, kernel_init=he_fan_out, name="fc1")(pooled))
+        s = nn.sigmoid(nn.Dense(x.shape[-1], kernel_init=he_fan_out, name="fc2")(s))
+        return scale_channels(x, s, -1)
+
+
+class MBConv(nn.Module):
+    """Inverted residual: expand (1x1), depthwise, squeeze-and-excitation, project (1x1), plus `x` where it fits.
+
+    Sandler et al. 2018 with Hu et al. 2018. No expansion if `expansion` is 1; the squeezed width is a quarter of
+    the channels of the input. Other attributes as in `EfficientNet`.
+    """
+
+    features: int
+    expansion: int
+    kernel_size: int
+    strides: int
+    drop_path: float = 0.0
+    gate: ModuleDef | None = None
+    norm: ModuleDef = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: FeatureMaps, train: bool = False) -> FeatureMaps:
+        """Maps to (batch, height / strides, width / strides, features), sizes rounded up."""
+        norm = functools.partial(self.norm, use_running_average=not train, dtype=self.dtype)
+        channels = x.shape[-1]
+        y = x
+        if self.expansion != 1:
+            y = self._pointwise(channels * self.expansion, "expand_conv")(y)
+            y = nn.silu(norm(name="expand_bn")(y))
+        y = nn.silu(norm(name="depthwise_bn")(self._depthwise(y)))
+        y = Squeeze(max(1, round(channels * SQUEEZE_RATIO)), name="se")(y)
+        y = norm(name="project_bn")(self._pointwise(self.features, "project_conv")(y))
+        if self.strides == 1 and channels == self.features:
+            y = x + DropPath(self.drop_path, name="drop_path")(y, train=train)
+        return apply_gate(self.gate, y, name="gate", train=train)
+
+    def _pointwise(self, features: int, name: str) -> nn.Module:
+        return nn.Conv(features, (1, 1), use_bias=False, kernel_init=he_fan_out, dtype=self.dtype, name=name)
+
+    def _depthwise(self, x: FeatureMaps) -> FeatureMaps:
+        return nn.Conv(
+            x.shape[-1],
+            (self.kernel_size, self.kernel_size),
+            strides=self.strides,
+            padding=self.kernel_size // 2,
+            feature_group_count=x.shape[-1],
+            use_bias=False,
+            kernel_init=he_depthwise,
+            dtype=self.dtype,
+            name="depthwise_conv",
+        )(x)
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet with an optional gate after each stage or each block.
+
+    Padding is symmetric, BatchNorm has epsilon 1e-5 and momentum 0.9 and convolutions start by He's fan-out rule,
+    as in timm's ``efficientnet_b0`` (the original pads asymmetrically, with epsilon 1e-3 and momentum 0.99).
+    Parameters and batch statistics are float32.
+
+    Attributes:
+      num_classes: logits; 0 gives the pooled features instead and makes no head.
+      stages: the rows of the architecture.
+      stem_features: channels of the stem, a 3x3 convolution of stride 2.
+      features: channels of the last 1x1 convolution, the pooled features.
+      gate: factory, ``gate(name=...)``, of modules called as ``module(x, train=train)``; None makes none.
+      gate_placement: ``"stage"``, on the output of each stage (Roffo et al. 2024); ``"block"``, on that of each
+        block, after its shortcut.
+      dropout: rate on the pooled features.
+      drop_path: stochastic depth; block k of n, from 0, is dropped with the rate ``drop_path * k / n`` if it has
+        a shortcut.
+      dtype: of the computation up to the pooling, save the squeeze-and-excitation weights, which are float32.
+      remat: recompute each block in the backward pass; same variables, less memory.
+      norm: factory called as ``norm(use_running_average=, dtype=, name=)``.
+
+    Raises:
+      ValueError: on construction, for an attribute out of its range.
+    """
+
+    num_classes: int
+    stages: Sequence[Stage]
+    stem_features: int = 32
+    features: int = 1280
+    gate: ModuleDef | None = None
+    gate_placement: str = "stage"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+    norm: ModuleDef = BatchNorm
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        check_num_classes(self.num_classes)
+        check_positive(stages=len(self.stages), stem_features=self.stem_features, features=self.features)
+        for i, stage in enumerate(self.stages):
+            check_positive(**{f"stages[{i}].{field}": value for field, value in stage._asdict().items()})
+        check_rates(dropout=self.dropout, drop_path=self.drop_path)
+        check_choice("gate_placement", self.gate_placement, GATE_PLACEMENTS)
+        check_factory("gate", self.gate)
+        check_factory("norm", self.norm)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
+        """Float32 logits, or pooled features if `num_classes` is 0.
+
+        Args:
+          x: (batch, height, width, channels), floating point, normalised; any height and width.
+          train: normalise with the batch's statistics, update ``"batch_stats"``, and draw dropout and stochastic
+            depth from the random stream ``"dropout"``.
+
+        Raises:
+          ValueError: `x` has another rank or is not floating point.
+        """
+        check_images(x)
+        x = self._conv_norm(x, self.stem_features, 3, 2, "stem", train)
+        for index in range(len(self.stages)):
+            x = self._stage(x, index, train)
+        x = self._conv_norm(x, self.features, 1, 1, "top", train)
+        x = x.astype(jnp.float32).mean((1, 2))
+        x = nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
+        return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
+
+    def _conv_norm(self, x: FeatureMaps, features: int, size: int, strides: int, name: str, train: bool) -> FeatureMaps:
+        x = nn.Conv(
+            features,
+            (size, size),
+            strides=strides,
+            padding=size // 2,
+            use_bias=False,
+            kernel_init=he_fan_out,
+            dtype=self.dtype,
+            name=f"{name}_conv",
+        )(x)
+        return nn.silu(self.norm(use_running_average=not train, dtype=self.dtype, name=f"{name}_bn")(x))
+
+    def _stage(self, x: FeatureMaps, index: int, train: bool) -> FeatureMaps:
+        stage = self.stages[index]
+        first, total = sum(s.blocks for s in self.stages[:index]), sum(s.blocks for s in self.stages)
+        block = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
+        for j in range(stage.blocks):
+            x = block(
+                features=stage.features,
+                expansion=stage.expansion,
+                kernel_size=stage.kernel_size,
+                strides=stage.strides if j == 0 else 1,
+                drop_path=self.drop_path * (first + j) / total,
+                gate=self.gate if self.gate_placement == "block" else None,
+                norm=self.norm,
+                dtype=self.dtype,
+                name=f"stage{index + 1}_{j}",
+            )(x, train)
+        gate = self.gate if self.gate_placement == "stage" else None
+        return apply_gate(gate, x, name=f"gate{index + 1}", train=train)
+
+
+EFFICIENTNETS: dict[str, dict[str, Any]] = {
+    "efficientnet_b0": {
+        "stages": (
+            Stage(1, 16, 1, 3, 1),
+            Stage(6, 24, 2, 3, 2),
+            Stage(6, 40, 2, 5, 2),
+            Stage(6, 80, 3, 3, 2),
+            Stage(6, 112, 3, 5, 1),
+            Stage(6, 192, 4, 5, 2),
+            Stage(6, 320, 1, 3, 1),
+        )
+    },
+}
+"""Arguments of the named variants; source: Tan & Le 2019, table 1."""

@@ -1,0 +1,119 @@
+"""One backbone a stream, fused by a gated two-layer head (Roffo et al. 2024)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from jaxtyping import Array, Float
+
+from fsg_jax.models.backbones import BACKBONES, check_arguments
+from fsg_jax.models.layers import (
+    ModuleDef,
+    apply_gate,
+    check_factory,
+    check_num_classes,
+    check_rates,
+    fan_in_uniform,
+)
+from fsg_jax.models.resnet import RESNETS
+from fsg_jax.streams import STREAMS, order_streams
+
+DEFAULTS: dict[str, dict[str, Any]] = {name: {"stem": "imagenet"} for name in RESNETS}
+"""Options of the backbones that differ from those of the backbone alone."""
+
+OWN = ("num_classes", "gate", "name", "dtype", "remat")
+
+
+class MultiStream(nn.Module):
+    """``head(s2 * relu(fc1(s1 * concat(backbone_k(x_k)))))`` with the gates s1, s2 and those in the backbones.
+
+    The streams are ``rgb``, ``mask`` and ``depth`` (`fsg_jax.streams.STREAMS`), each with a backbone of that name
+    and its own weights. The gates are ``gate_embedding`` on the concatenated features (the paper's L1),
+    ``gate_hidden`` after the ReLU (L2), and those of the backbones in use: a stream left out owns none. Unlike the
+    reference, which also creates the gates of streams left out.
+
+    Attributes:
+      num_classes: outputs; 0 gives the features before the head instead.
+      backbone: a key of `fsg_jax.models.backbones.BACKBONES`.
+      streams: any non-empty subset of the streams; always used in the order rgb, mask, depth.
+      hidden: width of ``fc1``; 0 leaves out ``fc1`` and both gates of the head, so that one stream with a ViT is the
+        gated ViT of the paper.
+      gate: factory, ``gate(name=...)``, of modules called as ``module(x, train=train)``; None makes none.
+      dropout: rate on the input of the head; the reference has none.
+      backbone_options: other attributes of the backbones, e.g. ``{"drop_path": 0.1}``. ResNets have the ImageNet stem
+        unless it says otherwise.
+      dtype: of the computation of the backbones; the fusion and the head are float32.
+      remat: recompute each block of the backbones in the backward pass.
+
+    Raises:
+      ValueError: on construction, for an attribute out of its range or an option that the backbone does not take.
+    """
+
+    num_classes: int
+    backbone: str = "resnet18"
+    streams: Sequence[str] = tuple(STREAMS)
+    hidden: int = 128
+    gate: ModuleDef | None = None
+    dropout: float = 0.0
+    backbone_options: Mapping[str, Any] = FrozenDict()
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the attributes, those of the backbone included."""
+        check_num_classes(self.num_classes)
+        order_streams(self.streams)
+        if self.hidden < 0:
+            raise ValueError(f"hidden must be positive, or 0 for no hidden layer; found {self.hidden}")
+        check_rates(dropout=self.dropout)
+        check_factory("gate", self.gate)
+        if own := sorted(set(OWN) & set(self.backbone_options)):
+            raise ValueError(f"backbone_options must not hold {', '.join(own)}: the model sets it for every backbone")
+        check_arguments(BACKBONES, self.backbone, "backbone", self.backbone_options)
+        self._backbone(name=None, parent=None)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Mapping[str, Array], *, train: bool = False) -> Float[Array, "batch outputs"]:
+        """Float32 outputs, or the features before the head if `num_classes` is 0.
+
+        Args:
+          x: an image (batch, height, width, channels) by stream, floating point and normalised, for exactly the
+            streams of the model; 3 channels for rgb and mask, 1 for depth; sizes may differ between streams.
+          train: as in the backbones.
+
+        Raises:
+          ValueError: `x` lacks a stream, has one too many, or one of another shape or dtype.
+        """
+        streams = order_streams(self.streams)
+        check_inputs(x, streams)
+        features = [self._backbone(name=name)(x[name], train=train) for name in streams]
+        y = jnp.concatenate(features, axis=-1)
+        if self.hidden:
+            y = apply_gate(self.gate, y, name="gate_embedding", train=train)
+            y = nn.relu(nn.Dense(self.hidden, kernel_init=fan_in_uniform, name="fc1")(y))
+            y = apply_gate(self.gate, y, name="gate_hidden", train=train)
+        y = nn.Dropout(self.dropout, name="drop")(y, deterministic=not train)
+        return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(y) if self.num_classes else y
+
+    def _backbone(self, **kwargs: Any) -> nn.Module:
+        options = {**DEFAULTS.get(self.backbone, {}), **self.backbone_options, **kwargs}
+        make = BACKBONES[self.backbone]
+        return make(num_classes=0, gate=self.gate, dtype=self.dtype, remat=self.remat, **options)
+
+
+def check_inputs(x: Any, streams: Sequence[str]) -> None:
+    """Raise ValueError unless `x` holds exactly `streams`, each (batch, height, width, channels of the stream)."""
+    wanted = ", ".join(streams)
+    if not isinstance(x, Mapping):
+        raise ValueError(f"image: expected a dict of the streams {wanted}; found {type(x).__name__}")
+    if set(x) != set(streams):
+        raise ValueError(f"image: expected the streams {wanted}; found {', '.join(sorted(x)) or 'none'}")
+    for name in streams:
+        shape = x[name].shape
+        if len(shape) != 4 or shape[-1] != STREAMS[name]:
+            raise ValueError(f"stream {name!r}: expected (batch, height, width, {STREAMS[name]}); found {shape}")
+    if len({x[name].shape[0] for name in streams}) > 1:
+        raise ValueError(f"streams: expected one batch size; found { ({name: x[name].shape[0] for name in streams}) }")

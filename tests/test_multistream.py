@@ -1,0 +1,224 @@
+"""The multi-stream model: counts of the paper at full size, gates by stream, its ungated twin, bad input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fsg_jax.gates import Gate
+from fsg_jax.models import Stage, create_model
+from fsg_jax.streams import STREAMS, order_streams
+
+TINY = {
+    "resnet18": {"stage_sizes": (1, 1), "width": 8, "stem": "cifar"},
+    "resnet50": {"stage_sizes": (1,), "width": 8},
+    "efficientnet_b0": {"stages": (Stage(2, 8, 1, 3, 1),), "stem_features": 8, "features": 12},
+    "vit_tiny": {"patch_size": 4, "dim": 24, "depth": 1, "num_heads": 3},
+}
+OPEN = functools.partial(Gate, kind="relu")
+
+subsets = st.sets(st.sampled_from(sorted(STREAMS)), min_size=1)
+
+
+def tiny(backbone="vit_tiny", streams=("rgb", "mask"), gate=None, num_classes=2, **kwargs):
+    return create_model(
+        "multistream",
+        backbone=backbone,
+        streams=streams,
+        gate=gate,
+        num_classes=num_classes,
+        **{"hidden": 6, "backbone_options": TINY[backbone], **kwargs},
+    )
+
+
+def inputs(streams=("rgb", "mask"), batch=3, size=8, seed=7):
+    keys = jax.random.split(jax.random.key(seed), len(STREAMS))
+    return {
+        name: jax.random.normal(key, (batch, size, size, channels))
+        for key, (name, channels) in zip(keys, STREAMS.items(), strict=True)
+        if name in streams
+    }
+
+
+def count(size, streams, **kwargs):
+    model = create_model("multistream", streams=streams, **kwargs)
+    x = {name: jax.ShapeDtypeStruct((1, size, size, STREAMS[name]), jnp.float32) for name in streams}
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    return {k: sum(leaf.size for leaf in jax.tree.leaves(v)) for k, v in variables.items()}, variables
+
+
+@pytest.mark.parametrize(
+    ("streams", "backbones"),
+    [
+        (("rgb",), 11_176_512),
+        (("depth",), 11_170_240),
+        (("mask", "depth"), 22_346_752),
+        (("rgb", "mask", "depth"), 33_523_264),
+    ],
+)
+def test_parameters_of_the_resnets_of_the_paper(streams, backbones):
+    found, variables = count(64, streams, backbone="resnet18", num_classes=1, gate=Gate)
+    n = len(streams)
+    assert found["params"] == backbones + (512 * n * 128 + 128) + 129
+    assert found["gates"] == 960 * n + 512 * n + 128
+    assert set(variables["gates"]) == {*streams, "gate_embedding", "gate_hidden"}
+    assert set(variables["params"]) == {*streams, "fc1", "head"}
+    if n == 2:
+        assert found["params"] == 22_346_752 + 131_200 + 129
+        assert found["gates"] == 2 * 960 + 1_024 + 128
+
+
+def test_parameters_of_the_vit_of_the_paper():
+    plain, _ = count(384, ("rgb",), backbone="vit_tiny", num_classes=0, hidden=0)
+    assert plain == {"params": 5_597_376}
+    found, variables = count(384, ("rgb",), backbone="vit_tiny", num_classes=1, hidden=0, gate=Gate)
+    assert found["gates"] == 4_608
+    assert sum(found.values()) == 5_602_177
+    assert set(variables["gates"]) == {"rgb"}
+    headed, _ = count(384, ("mask",), backbone="vit_tiny", num_classes=1, gate=Gate)
+    assert headed["gates"] == 4_608 + 192 + 128
+
+
+@pytest.mark.parametrize(("backbone", "features"), [("resnet34", 512), ("resnet50", 2048), ("efficientnet_b0", 1280)])
+def test_other_backbones_at_full_size(backbone, features):
+    _, variables = count(64, ("rgb", "depth"), backbone=backbone, num_classes=3, gate=Gate)
+    assert variables["gates"]["gate_embedding"]["logits"].shape == (2 * features,)
+    assert variables["params"]["fc1"]["kernel"].shape == (2 * features, 128)
+
+
+@pytest.mark.parametrize("backbone", sorted(TINY))
+@pytest.mark.parametrize("batch", [1, 3])
+def test_forward_keeps_the_batch_axis(backbone, batch):
+    x = inputs(("rgb", "depth"), batch=batch)
+    for train in (False, True):
+        model = tiny(backbone, ("rgb", "depth"), Gate, num_classes=1)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        call = functools.partial(model.apply, train=train, mutable=["batch_stats"])
+        assert jax.eval_shape(call, variables, x)[0].shape == (batch, 1)
+
+
+@pytest.mark.slow
+def test_the_baseline_has_the_same_params(key):
+    make = functools.partial(tiny, "vit_tiny", ("mask", "depth"))
+    x = inputs(("mask", "depth"))
+    gated, plain = (make(gate).init(key, x) for gate in (Gate, None))
+    assert set(gated) - set(plain) == {"gates"}
+    jax.tree.map(np.testing.assert_array_equal, gated["params"], plain["params"])
+    opened = {**gated, "gates": jax.tree.map(jnp.ones_like, gated["gates"])}
+    np.testing.assert_array_equal(make(OPEN).apply(opened, x), make().apply(plain, x))
+
+
+def test_output_is_that_of_its_parts(key):
+    """By hand: features of each stream, then the two gated layers."""
+    x, streams = inputs(), ("rgb", "mask")
+    out, variables = tiny(gate=Gate).init_with_output(key, x)
+    backbone = create_model("vit_tiny", num_classes=0, gate=Gate, **TINY["vit_tiny"])
+    features = [backbone.apply({k: variables[k][name] for k in ("params", "gates")}, x[name]) for name in streams]
+    params, gates = variables["params"], variables["gates"]
+    scores = [jax.nn.sigmoid(gates[name]["logits"])[None] for name in ("gate_embedding", "gate_hidden")]
+    hidden = (jnp.concatenate(features, -1) * scores[0]) @ params["fc1"]["kernel"] + params["fc1"]["bias"][None]
+    hidden = jax.nn.relu(hidden) * scores[1]
+    expected = hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_streams_have_their_own_weights(key):
+    params = tiny().init(key, inputs())["params"]
+    a, b = (params[name]["patch_embed"]["proj"]["kernel"] for name in ("rgb", "mask"))
+    assert a.shape == b.shape
+    assert not np.allclose(a, b)
+
+
+@settings(max_examples=10, deadline=None)
+@given(streams=subsets, data=st.data())
+def test_any_subset_in_any_order(streams, data):
+    given_order = data.draw(st.permutations(sorted(streams)))
+    model = tiny(streams=given_order, gate=Gate)
+    variables = jax.eval_shape(model.init, jax.random.key(0), inputs(streams))
+    assert order_streams(given_order) == tuple(name for name in ("rgb", "mask", "depth") if name in streams)
+    assert set(variables["gates"]) == {*streams, "gate_embedding", "gate_hidden"}
+    assert variables["params"]["fc1"]["kernel"].shape == (24 * len(streams), 6)
+
+
+def test_order_of_the_attribute_does_not_matter(key):
+    variables = tiny(gate=Gate).init(key, inputs())
+    jax.tree.map(np.testing.assert_array_equal, tiny(streams=("mask", "rgb"), gate=Gate).init(key, inputs()), variables)
+    out = tiny(gate=Gate).apply(variables, inputs())
+    swapped = tiny(streams=("mask", "rgb"), gate=Gate).apply(variables, dict(reversed(inputs().items())))
+    np.testing.assert_array_equal(out, swapped)
+
+
+def test_without_head_gives_the_hidden_layer(key):
+    full = tiny(gate=Gate)
+    out, variables = full.init_with_output(key, inputs())
+    features = tiny(gate=Gate, num_classes=0).apply(variables, inputs())
+    head = variables["params"]["head"]
+    assert features.shape == (3, 6)
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], out, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_off_in_evaluation_and_random_in_training(key):
+    variables = tiny().init(key, inputs())
+    noisy = tiny(dropout=0.5)
+    np.testing.assert_array_equal(noisy.apply(variables, inputs()), tiny().apply(variables, inputs()))
+    draws = [noisy.apply(variables, inputs(), train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.allclose(draws[0], draws[2])
+
+
+def test_options_reach_the_backbones():
+    low = tiny(dtype=jnp.bfloat16, remat=True)
+    variables = jax.eval_shape(low.init, jax.random.key(0), inputs())
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    jaxpr = str(jax.make_jaxpr(low.apply)(variables, inputs()))
+    assert "bf16" in jaxpr
+    assert "prevent_cse" in jaxpr
+    placed = tiny("resnet18", gate=Gate, backbone_options={**TINY["resnet18"], "gate_placement": "block"})
+    gates = jax.eval_shape(placed.init, jax.random.key(0), inputs())["gates"]
+    assert set(gates["rgb"]) == {"layer1_0", "layer2_0"}
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (inputs(("rgb",)), "expected the streams rgb, mask; found rgb"),
+        (inputs(("rgb", "mask", "depth")), "expected the streams rgb, mask; found depth, mask, rgb"),
+        ({}, "expected the streams rgb, mask; found none"),
+        ({**inputs(), "mask": jnp.ones((3, 8, 8, 1))}, r"stream 'mask': expected \(batch, height, width, 3\); found"),
+        ({**inputs(), "rgb": jnp.ones((8, 8, 3))}, r"stream 'rgb': expected .*; found \(8, 8, 3\)"),
+        ({**inputs(), "rgb": jnp.ones((2, 8, 8, 3))}, "expected one batch size; found {'rgb': 2, 'mask': 3}"),
+        ({**inputs(), "rgb": jnp.ones((3, 8, 8, 3), jnp.uint8)}, "already normalised; found dtype uint8"),
+        (jnp.ones((3, 8, 8, 3)), "Mapping|expected a dict of the streams rgb, mask"),
+    ],
+)
+def test_impossible_inputs(key, x, message):
+    # With the shape checks on, a wrong type is reported by them before the library's own check.
+    with pytest.raises(Exception, match=message):
+        tiny().init(key, x)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"streams": ()}, "streams: expected one or more of rgb, mask, depth, each once; found"),
+        ({"streams": ("rgb", "rgb")}, "each once; found"),
+        ({"streams": ("rgb", "loc")}, "each once; found"),
+        ({"backbone": "resnet81"}, r"unknown backbone 'resnet81' \(did you mean 'resnet18'\?\)"),
+        ({"backbone": "multistream"}, "unknown backbone 'multistream'"),
+        ({"hidden": -1}, "hidden must be positive, or 0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"num_classes": -1}, "num_classes must be positive, or 0"),
+        ({"gate": Gate()}, "gate must be None or a factory"),
+        ({"backbone_options": {"widht": 8}}, r"backbone 'resnet18' has no argument 'widht' \(did you mean 'width'"),
+        ({"backbone_options": {"width": 0}}, "width must be positive; found 0"),
+        ({"backbone_options": {"gate": None}}, "backbone_options must not hold gate"),
+        ({"bakcbone": "resnet18"}, "model 'multistream' has no argument 'bakcbone'"),
+    ],
+)
+def test_impossible_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_model("multistream", **{"num_classes": 2, **kwargs})
