@@ -6,6 +6,8 @@ from fsg_jax.data.dataset import ImageDataset
 from fsg_jax.data.digits import load_digits
 from fsg_jax.data.pickles import load_pickle
 from fsg_jax.data.pipeline import Loader, LoaderIterator, eval_batches, make_loader
+from fsg_jax.data.prefetch import Prefetch
+from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
 from fsg_jax.data.splits import split_test, stratified_holdout
 from fsg_jax.data.tfds_source import prepare_tfds
 
@@ -15,7 +17,9 @@ __all__ = [
     "ImageDataset",
     "Loader",
     "LoaderIterator",
+    "Prefetch",
     "check_digest",
+    "chunk_rows",
     "download",
     "download_cifar100",
     "eval_batches",
@@ -23,7 +27,9 @@ __all__ = [
     "load_digits",
     "load_pickle",
     "make_loader",
+    "make_resident_steps",
     "prepare_tfds",
+    "put_dataset",
     "read_archive",
     "split_test",
     "stratified_holdout",

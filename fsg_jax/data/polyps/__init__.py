@@ -1,0 +1,1 @@
+"""Polyps in endoscopy video: readers, index, splits, sampling and frames."""

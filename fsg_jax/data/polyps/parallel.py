@@ -1,0 +1,56 @@
+"""A map over worker processes that looks ahead only a little."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_bounded(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """The results as they are ready, in any order; at most ``2 * workers`` items are taken ahead of them.
+
+    Args:
+      function: picklable, and so are items and results.
+      items: taken one by one.
+      workers: processes, spawned; with 1 the work is done in this process. They end when this process does.
+
+    Raises:
+      ValueError: `workers` is less than 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; expected at least 1")
+    if workers == 1:
+        yield from map(function, items)
+        return
+    pending: set[Future[R]] = set()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            for item in items:
+                pending.add(pool.submit(function, item))
+                if len(pending) >= 2 * workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            yield from (future.result() for future in pending)
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent, and quits when the parent is gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_quit_with_parent, daemon=True).start()
+
+
+def _quit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

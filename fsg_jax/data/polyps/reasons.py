@@ -1,0 +1,88 @@
+"""Why a file, a line or a box is not in the index, and what is remarkable about one that is."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Reason(StrEnum):
+    """Why something was dropped; the members of `NOTES` drop nothing."""
+
+    FILE_NAME = "unexpected file name"
+    EMPTY_FILE = "zero-byte file"
+    UNREADABLE_FILE = "unreadable file"
+    LARGE_FILE = "annotation file too large"
+    DOCTYPE = "DOCTYPE in XML"
+    BROKEN_XML = "broken XML"
+    NO_FRAME_SIZE = "size element missing"
+    FRAME_SIZE = "size element not a positive whole number"
+    MALFORMED_LINE = "malformed line"
+
+    COORDINATE = "coordinate not a number"
+    SWAPPED = "swapped corners"
+    EMPTY_BOX = "empty box"
+    OUTSIDE = "box outside the frame"
+    NOT_POLYP = "box of a non-polyp"
+    DUPLICATE_BOX = "duplicate box of one polyp in one frame"
+
+    NO_ID = "object without unique_id"
+    OTHER_VIDEO = "unique_id of another video"
+    UNKNOWN_POLYP = "polyp not in the table of sizes"
+    NO_SIZE = "polyp without size"
+    SIZE_TEXT = "size text that cannot be read"
+    DUPLICATE_POLYP = "duplicate polyp in the table of sizes"
+    CONFLICTING_SIZES = "polyp with conflicting sizes"
+
+    MISSING_FRAME = "missing frame image"
+    EMPTY_FRAME = "zero-byte frame image"
+    TRUNCATED_FRAME = "truncated frame image"
+    UNREADABLE_FRAME = "unreadable frame image"
+    OTHER_FRAME_SIZE = "frame image of another size than annotated"
+    NOT_RGB = "frame image not RGB"
+    FRAME_PATH = "frame path outside the root"
+
+    CLIPPED = "box clipped to the frame"
+    ROUNDED = "coordinates rounded to whole pixels"
+    NO_ANNOTATION = "frame without an annotation"
+    NO_FRAME = "annotation without a lesion whose frame is missing"
+    NO_FOLDER = "video without a folder of annotations"
+    FRAME_COUNT = "number of frames differs from video_info.csv"
+    NO_BOX = "polyp without a box in the index"
+    NO_MASK = "frame without a usable mask"
+    BOX_AND_MASK = "boxes and mask differ by more than 5 % of the frame"
+
+
+NOTES = frozenset(
+    {
+        Reason.CLIPPED,
+        Reason.ROUNDED,
+        Reason.NO_ANNOTATION,
+        Reason.NO_FRAME,
+        Reason.NO_FOLDER,
+        Reason.FRAME_COUNT,
+        Reason.NO_BOX,
+        Reason.NO_MASK,
+        Reason.BOX_AND_MASK,
+    }
+)
+
+
+class Event(NamedTuple):
+    """One thing dropped or noted: its file (relative to the root), the polyp or line where there is one, and why."""
+
+    file: str
+    item: str
+    reason: Reason
+    detail: str
+
+
+class RefusedError(ValueError):
+    """Something cannot be used, for `reason`."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def event(self, file: str, item: str = "") -> Event:
+        """The row of the report."""
+        return Event(file, item, self.reason, self.detail)
