@@ -1,6 +1,6 @@
 """Feature-Selection Gates with Gradient Routing in JAX (after Roffo et al., MICCAI 2024, arXiv 2407.04400)."""
 
-from fsg_jax import augment, losses, metrics, penalties
+from fsg_jax import augment, losses, metrics, penalties, sharding, sizing
 from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.checkpoint import Checkpointer, CheckpointError
 from fsg_jax.gates import GATES, Gate
@@ -42,5 +42,7 @@ __all__ = [
     "penalties",
     "route",
     "routed",
+    "sharding",
+    "sizing",
     "squash",
 ]
