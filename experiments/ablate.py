@@ -9,18 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.build import build
-from experiments.config import ARMS, Experiment, describe
+from experiments import devices
+from experiments.config import ARMS, describe
 from experiments.errors import UserError, run_main
 from experiments.report import summary_table, write_report
-from experiments.run_folder import RESULT, BusyError, holds, read_json, write_json, write_text, writing_to
-from experiments.train import train
+from experiments.run_folder import RESULT, holds, read_json, write_json, write_text, writing_to
+from experiments.tasks import make_task
+from experiments.train import train_together
 
 CONFIG, RESULTS = "ablation.json", "results.jsonl"
 
 
-def ablate(experiment: Experiment, arms: tuple[str, ...], seeds: int, out: Path, *, resume: bool = False) -> list[Any]:
+def ablate(
+    experiment: Any, arms: tuple[str, ...], seeds: int, out: Path, *, resume: bool = False, together: int | None = None
+) -> list[Any]:
     """Runs what is not finished and returns all records, which are also ``out/results.jsonl``.
+
+    Args:
+      experiment: everything but arm and seed.
+      arms: names in `ARMS`.
+      seeds: their number, from 0.
+      out: folder of the ablation.
+      resume: continue what is in it.
+      together: seeds that run in one program; None: what suits model and device.
 
     Raises:
       UserError: no seed or arm, an arm given twice, or `out` is in the way: not empty without `resume`, or with
@@ -28,25 +39,27 @@ def ablate(experiment: Experiment, arms: tuple[str, ...], seeds: int, out: Path,
     """
     if seeds < 1 or not arms or len(set(arms)) < len(arms):
         raise UserError(f"need at least one seed and distinct arms; got --seeds {seeds} --arms {' '.join(arms)}")
+    if together is not None and together < 1:
+        raise UserError(f"--together is {together}; expected 1 or more")
     for arm in arms:
-        build(experiment, arm)
-    _claim(experiment, out, resume)
-    busy = []
-    for arm, seed in schedule(arms, seeds):
-        try:
-            train(experiment, arm, seed, run_path(out, arm, seed), resume=True)
-        except BusyError:
-            busy.append(f"{arm} seed {seed}")
-        collect(out)
-    records = collect(out)
-    if busy:
+        make_task(experiment, arm)
+    devices.on_first(lambda: claim(experiment, out, resume))
+    busy: list[str] = []
+    together = devices.seeds_together(experiment) if together is None else together
+    for arm, some in schedule(arms, seeds, together):
+        _, others = train_together(experiment, arm, {s: run_path(out, arm, s) for s in some}, resume=True)
+        busy += [f"{arm} seed {seed}" for seed in others]
+        devices.on_first(lambda: collect(out))
+    records = devices.on_first(lambda: collect(out)) or []
+    if busy and devices.is_first():
         print(f"left to another process that is at work on them: {', '.join(busy)}")
     return records
 
 
-def schedule(arms: tuple[str, ...], seeds: int) -> Iterator[tuple[str, int]]:
-    """All arms of one seed before the next seed, so that what is finished can be compared in pairs."""
-    return ((arm, seed) for seed in range(seeds) for arm in arms)
+def schedule(arms: tuple[str, ...], seeds: int, together: int) -> Iterator[tuple[str, range]]:
+    """All arms of some seeds before the next seeds, so that what is finished can be compared in pairs."""
+    groups = [range(first, min(first + together, seeds)) for first in range(0, seeds, together)]
+    return ((arm, group) for group in groups for arm in arms)
 
 
 def run_path(out: Path, arm: str, seed: int) -> Path:
@@ -55,15 +68,31 @@ def run_path(out: Path, arm: str, seed: int) -> Path:
 
 
 def collect(out: Path) -> list[Any]:
-    """Records of all finished runs, arms in their usual order, written to ``results.jsonl``."""
-    files = [f for arm in ARMS for f in sorted((out / arm).glob(f"seed-*/{RESULT}"))]
-    records = sorted((read_json(f) for f in files), key=lambda r: (list(ARMS).index(r["arm"]), r["seed"]))
+    """Records of all finished runs, the paths in them relative to `out`, which are also ``results.jsonl``."""
+    files = [*out.glob(f"*/*/{RESULT}"), *out.glob(f"*/*/*/{RESULT}")]
+    records = sorted((_locate(read_json(file), file.parent.relative_to(out)) for file in files), key=_order)
     with writing_to(out):
         write_text(out / RESULTS, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
-def _claim(experiment: Experiment, out: Path, resume: bool) -> None:
+def _locate(record: dict[str, Any], run: Path) -> dict[str, Any]:
+    if "predictions" not in record:
+        return record
+    panels = [(run / panel).as_posix() for panel in record["panels"]]
+    return record | {"predictions": (run / record["predictions"]).as_posix(), "panels": panels}
+
+
+def _order(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record.get("streams", []), list(ARMS).index(record["arm"]), record.get("fold", 0), record["seed"]
+
+
+def claim(experiment: Any, out: Path, resume: bool) -> None:
+    """Makes `out` the folder of this experiment, whatever its arms and seeds.
+
+    Raises:
+      UserError: it holds another one, or this one and `resume` is False.
+    """
     config = {k: v for k, v in describe(experiment, "baseline", 0).items() if k not in ("arm", "seed")}
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +107,10 @@ def main() -> None:
     from experiments.cli import AblateArgs, parse
 
     args = parse(AblateArgs, "experiments.ablate")
-    records = ablate(args.experiment, tuple(args.arms), args.seeds, args.out, resume=args.resume)
+    devices.start()
+    records = ablate(
+        args.experiment, tuple(args.arms), args.seeds, args.out, resume=args.resume, together=args.together
+    )
     if records:
         paths = write_report(args.out)
         print(summary_table(records))

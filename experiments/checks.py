@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from experiments.config import Experiment, flatten
+from experiments.config import flatten
 
 Rule = tuple[str, Callable[[Any], bool]]
 
@@ -18,6 +18,13 @@ OPEN_SHARE: Rule = ("a number in (0, 1)", lambda v: 0 < v < 1)
 RULES: dict[str, Rule] = {
     "data.validation": COUNT,
     "data.num_train": COUNT,
+    "data.workers": ("an integer, 0 or more", lambda v: isinstance(v, int) and v >= 0),
+    "data.threads": COUNT,
+    "data.frame_size": COUNT,
+    "data.input_size": COUNT,
+    "data.frames_per_polyp": COUNT,
+    "data.validation_frames": COUNT,
+    "data.test_frames": COUNT,
     "gate.learning_rate": NOT_NEGATIVE,
     "gate.clip": POSITIVE,
     "gate.every": COUNT,
@@ -30,6 +37,7 @@ RULES: dict[str, Rule] = {
     "optimizer.clip": POSITIVE,
     "optimizer.label_smoothing": SHARE,
     "train.epochs": COUNT,
+    "train.fsdp": COUNT,
     "train.batch_size": COUNT,
     "train.eval_batch_size": COUNT,
     "train.accumulate": COUNT,
@@ -38,10 +46,10 @@ RULES: dict[str, Rule] = {
     "train.checkpoint_every": COUNT,
     "train.keep_last": COUNT,
 }
-"""By key; None, where a key allows it, always passes."""
+"""By key, where an experiment has it; None, where a key allows it, always passes."""
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Any) -> None:
     """Compares every value with the choices of its type and with `RULES`.
 
     Raises:
@@ -50,7 +58,7 @@ def check(experiment: Experiment) -> None:
     _check_choices(experiment)
     values = flatten(asdict(experiment))
     for key, (expected, holds) in RULES.items():
-        if values[key] is not None and not holds(values[key]):
+        if values.get(key) is not None and not holds(values[key]):
             raise ValueError(f"{key} is {values[key]}; expected {expected}")
     train = experiment.train
     if train.batch_size % train.accumulate:

@@ -44,6 +44,8 @@ class AblateArgs:
     """What the gates are and who moves them; ``baseline`` is what the others are compared with."""
     resume: bool = False
     """Continue the ablation in `out`; several processes may work on one folder."""
+    together: int | None = None
+    """Seeds that run side by side in one program, on data in device memory; by default what suits model and device."""
 
 
 T = TypeVar("T", TrainArgs, AblateArgs)

@@ -30,6 +30,8 @@ class Data:
     cutmix_alpha: float = 1.0
     workers: int = 0
     """Grain worker processes; the batches do not depend on it."""
+    resident: Literal["auto", "yes", "no"] = "auto"
+    """Keep the training images on the device; auto: on an accelerator. The batches do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class Optimizer:
 
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.1
-    """Peak of the schedule: linear warm-up, then cosine to 0."""
+    """Peak of the schedule."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How it falls to 0 after the linear warm-up; with a long warm-up, linear is the one-cycle schedule."""
     warmup_epochs: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -98,6 +102,11 @@ class Train:
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float | None = None
+    dispatch: Literal["auto", "loop", "scan"] = "auto"
+    """Of data on the device: one program a step, or one for the steps between two writes of the log; auto: scan on an
+    accelerator, loop on the CPU."""
+    fsdp: int = 1
+    """Devices over which large parameters are split; the batch is split over all devices in any case."""
     log_every: int = 20
     """Steps between writes of the log; every step is in it."""
     checkpoint_every: int | None = None
@@ -150,12 +159,18 @@ def get_arm(name: str) -> Arm:
     return ARMS[name]
 
 
-def describe(experiment: Experiment, arm: str, seed: int) -> dict[str, Any]:
+def describe(experiment: Any, arm: str, seed: int) -> dict[str, Any]:
     """The resolved configuration of a run, JSON-able."""
     config = asdict(experiment) | {"arm": {"name": arm} | asdict(get_arm(arm)), "seed": seed}
-    config["data"]["path"] = None if experiment.data.path is None else str(experiment.data.path)
-    config["data"]["augment"] = list(experiment.data.augment)
-    return config
+    return {key: _jsonable(value) for key, value in config.items()}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(v) for key, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_jsonable(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Bad input or a folder in the way."""
 
 
+class BusyError(UserError):
+    """Another process has the folder."""
+
+
 class NotFiniteError(Exception):
     """A loss or gradient became NaN or Inf."""
 

@@ -25,6 +25,8 @@ def gather() -> dict[str, Any]:
         "versions": {name: version(name) for name in PACKAGES},
         "hardware": f"{jax.default_backend()}: {_device()}",
         "device": jax.default_backend(),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from experiments.config import flatten
-from experiments.errors import UserError
+from experiments.errors import BusyError, UserError
 
 CONFIG, RESULT, LOCK, TEMPORARY = "config.json", "result.json", "lock", ".tmp"
 
@@ -61,6 +61,21 @@ class RunFolder:
         self.close()
 
 
+class FollowerFolder:
+    """The folder of a run for the processes that do not write it, all but the first of several."""
+
+    result: dict[str, Any] | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Process 0 writes it."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
     """An OSError inside becomes a UserError that names the output folder."""
@@ -68,6 +83,13 @@ def writing_to(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write to the output folder {path}: {error}") from error
+
+
+EXECUTION = {
+    *("data.workers", "data.threads", "data.resident", "data.cache"),
+    *("train.dispatch", "train.fsdp", "train.log_every", "train.checkpoint_every", "train.keep_last"),
+}
+"""Settings of how a run is carried out, not of what it computes; they may differ when it is resumed."""
 
 
 def holds(file: Path, config: dict[str, Any]) -> bool:
@@ -81,7 +103,8 @@ def holds(file: Path, config: dict[str, Any]) -> bool:
             raise UserError(f"{file.parent} is not empty and has no {file.name} of ours: found {others[:5]}")
         return False
     old, new = flatten(read_json(file)), flatten(json.loads(json.dumps(config)))
-    differ = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted(old | new) if old.get(k) != new.get(k)]
+    keys = [key for key in sorted(old | new) if key not in EXECUTION and old.get(key) != new.get(key)]
+    differ = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
     if differ:
         raise UserError(f"{file.parent} holds another run; the configurations differ in " + "; ".join(differ))
     return True
@@ -122,7 +145,3 @@ def _lock(path: Path) -> IO[str]:
         lock.close()
         raise BusyError(f"{path} is in use by another process") from None
     return lock
-
-
-class BusyError(UserError):
-    """Another process has the folder."""

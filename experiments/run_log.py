@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import flatten
+from experiments.errors import UserError
 from experiments.run_folder import write_text
 from experiments.tensorboard import Scalars
 
@@ -14,34 +15,44 @@ STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
 
 class RunLog:
-    """Appends rows; on opening, rows later than `step` (written after the checkpoint that is resumed) are dropped."""
+    """Appends rows; on opening, rows later than `step` (written after the checkpoint that is resumed) are dropped.
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.folder = folder
-        self.epochs = _truncate(folder / EPOCHS, step)
-        self._this_epoch = [row for row in _truncate(folder / STEPS, step) if row["epoch"] > len(self.epochs)]
-        self._writer = Scalars(folder / "tensorboard", step + 1)
+    Args:
+      folder: of the run.
+      step: of the checkpoint that is resumed, or 0.
+      means: metrics of the steps of which an epoch's row has the means.
+      write: False keeps rows in memory only, for all but one of several processes.
+    """
+
+    def __init__(self, folder: Path, step: int, means: tuple[str, ...], *, write: bool = True) -> None:
+        self.folder, self._means, self._write = folder, means, write
+        self.epochs = _truncate(folder / EPOCHS, step, write)
+        self._this_epoch = [row for row in _truncate(folder / STEPS, step, write) if row["epoch"] > len(self.epochs)]
+        self._writer = Scalars(folder / "tensorboard", step + 1) if write else None
 
     def add_steps(self, rows: Iterable[dict[str, Any]]) -> None:
         """Rows of single steps, in order."""
         rows = list(rows)
         self._this_epoch += rows
-        _append(self.folder / STEPS, rows)
+        if self._write:
+            _append(self.folder / STEPS, rows)
 
     def add_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row of an epoch, completed with the means of its steps; returned."""
         n = max(len(self._this_epoch), 1)
-        means = {f"train_{k}": sum(r[k] for r in self._this_epoch) / n for k in ("loss", "accuracy")}
+        means = {f"train_{k}": sum(r[k] for r in self._this_epoch) / n for k in self._means}
         row = row | means
         self._this_epoch = []
         self.epochs.append(row)
-        _append(self.folder / EPOCHS, [row])
-        self._writer.add({name.replace(".", "/"): value for name, value in flatten(row).items()}, row["step"])
+        if self._writer is not None:
+            _append(self.folder / EPOCHS, [row])
+            self._writer.add({name.replace(".", "/"): value for name, value in flatten(row).items()}, row["step"])
         return row
 
     def close(self) -> None:
         """Closes the files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -51,19 +62,22 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
+def _truncate(path: Path, step: int, write: bool) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text().splitlines()
-    rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= step]
-    if len(rows) < len(lines):
+    rows = [row for i, line in enumerate(lines, 1) if (row := _parse(line, f"{path}, line {i}", i == len(lines)))]
+    rows = [row for row in rows if row["step"] <= step]
+    if write and len(rows) < len(lines):
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str, where: str, last: bool) -> dict[str, Any] | None:
     """A row, or None for the last line of a process killed while writing it."""
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+    except json.JSONDecodeError as error:
+        if last:
+            return None
+        raise UserError(f"{where}: damaged ({error}); expected a JSON object") from error

@@ -9,13 +9,15 @@ import pytest
 import tiny
 
 import fsg_jax as fsg
+from experiments import devices
 from experiments.ablate import ablate, run_path
-from experiments.build import build, load_splits
+from experiments.classification import load_splits
 from experiments.config import ARMS, describe, flatten
 from experiments.configs import CONFIGS
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import write_report
 from experiments.run_folder import RunFolder
+from experiments.tasks import make_task
 from experiments.train import train
 from fsg_jax import data
 
@@ -55,7 +57,7 @@ def test_every_configuration_trains(tmp_path, name):
 
 def test_arms_start_alike_and_see_the_same():
     experiment = tiny.digits()
-    init = {arm: build(experiment, arm).init for arm in ("baseline", "fsg_gr")}
+    init = {arm: make_task(experiment, arm).init for arm in ("baseline", "fsg_gr")}
     base, gated, other = init["baseline"](jax.random.key(3)), init["fsg_gr"](jax.random.key(3)), jax.random.key(4)
     jax.tree.map(np.testing.assert_array_equal, gated.params, base.params)
     assert gated.gates
@@ -146,7 +148,7 @@ def test_training_that_blows_up_stops_and_keeps_the_last_good_checkpoint(
     assert not (out / "result.json").exists()
     assert all(np.isfinite(row["loss"]) for row in rows(out / "steps.jsonl"))
     checkpointer = fsg.Checkpointer(out / "checkpoints")
-    restored = checkpointer.restore(build(experiment, "baseline").init(jax.random.key(0)))
+    restored = checkpointer.restore(make_task(experiment, "baseline").init(jax.random.key(0)))
     assert restored.step == bad_step - 1
     for leaf in jax.tree.leaves((restored.state.variables, restored.state.opt_state)):
         assert np.isfinite(leaf).all()
@@ -154,3 +156,46 @@ def test_training_that_blows_up_stops_and_keeps_the_last_good_checkpoint(
         run_main(lambda: train(experiment, "baseline", 0, out, resume=True) and None)
     assert exited.value.code == 3
     assert "the last good checkpoint is kept" in capsys.readouterr().err
+
+
+ON_DEVICE = {"resident": "yes"}
+
+
+def test_how_a_run_is_carried_out_may_change_when_it_is_resumed(tmp_path):
+    experiment = tiny.digits(train={"epochs": 1})
+    record = train(experiment, "baseline", 0, tmp_path)
+    (tmp_path / "result.json").unlink()
+    other = tiny.change(experiment, data=ON_DEVICE, train={"log_every": 7, "keep_last": 5})
+    assert train(other, "baseline", 0, tmp_path, resume=True)["test"] == record["test"]
+    with pytest.raises(UserError, match="--together is 0; expected 1 or more"):
+        ablate(experiment, ("baseline",), 1, tmp_path / "ablation", together=0)
+    with pytest.raises(UserError, match=r"need --data\.resident yes"):
+        ablate(experiment, ("baseline",), 2, tmp_path / "ablation", together=2)
+
+
+@pytest.mark.parametrize("dispatch", [pytest.param("loop", marks=pytest.mark.slow), "scan"])
+def test_data_on_the_device_give_the_same_run(tmp_path, dispatch):
+    streamed = tiny.digits()
+    resident = tiny.change(streamed, data=ON_DEVICE, train={"dispatch": dispatch})
+    first, second = (train(e, "fsg_gr", 0, tmp_path / str(i)) for i, e in enumerate((streamed, resident)))
+    assert first["test"] == pytest.approx(second["test"], rel=1e-5)
+    a, b = (rows(tmp_path / str(i) / "steps.jsonl") for i in (0, 1))
+    for one, other in zip(a, b, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+    if dispatch == "loop":
+        assert first["gates"] == second["gates"]
+
+
+@pytest.mark.parametrize("mode", [pytest.param("map", marks=pytest.mark.slow), "vmap"])
+def test_seeds_side_by_side_are_the_seeds_alone(tmp_path, monkeypatch, mode):
+    experiment = tiny.digits(data=ON_DEVICE, train={"dispatch": "scan", "ema_decay": 0.9})
+    monkeypatch.setattr(devices, "seed_mode", lambda model: mode)
+    ablate(experiment, ("fsg_gr",), 2, tmp_path / "alone", together=1)
+    ablate(experiment, ("fsg_gr",), 2, tmp_path / "both", together=2)
+    for seed in (0, 1):
+        a, b = (run_path(tmp_path / name, "fsg_gr", seed) for name in ("alone", "both"))
+        for one, other in zip(rows(a / "steps.jsonl"), rows(b / "steps.jsonl"), strict=True):
+            assert one == pytest.approx(other, rel=2e-4, abs=1e-6)
+        record = json.loads((b / "result.json").read_text())
+        assert record["facts"]["seeds_together"] == [0, 1]
+        assert record["config"] == json.loads((a / "result.json").read_text())["config"]

@@ -10,6 +10,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from experiments.run_log import EPOCHS, STEPS, RunLog
 from experiments.tensorboard import Scalars
 
+MEANS = ("loss", "accuracy")
+
 
 def events(path: Path) -> list[Event]:
     """The records of an event file: length, its checksum, content, its checksum."""
@@ -26,14 +28,14 @@ def steps(first: int, last: int) -> list[dict]:
 
 
 def test_a_reopened_log_ends_at_the_checkpoint(tmp_path):
-    log = RunLog(tmp_path, 0)
+    log = RunLog(tmp_path, 0, MEANS)
     log.add_steps(steps(1, 4))
     log.add_epoch({"epoch": 1, "step": 4})
     log.add_steps(steps(5, 7))
     log.close()
     with (tmp_path / STEPS).open("a") as file:
         file.write('{"step": 8, "epo')  # the process was killed here
-    log = RunLog(tmp_path, 5)
+    log = RunLog(tmp_path, 5, MEANS)
     assert [json.loads(row)["step"] for row in (tmp_path / STEPS).read_text().splitlines()] == [1, 2, 3, 4, 5]
     log.add_steps(steps(6, 8))
     row = log.add_epoch({"epoch": 2, "step": 8})
@@ -59,14 +61,14 @@ def test_scalars_for_tensorboard(tmp_path):
 
 
 def test_what_was_logged_up_to_the_checkpoint_stays_visible(tmp_path):
-    RunLog(tmp_path, 4).close()
+    RunLog(tmp_path, 4, MEANS).close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     assert events(path)[1].step == 5
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk(tmp_path):
-    log = RunLog(tmp_path, 0)
+    log = RunLog(tmp_path, 0, MEANS)
     (tmp_path / STEPS).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         log.add_steps(steps(1, 1))

@@ -1,7 +1,13 @@
 """The configurations by name, each with its recipe as the docstring of its file."""
 
 from experiments.config import Experiment
-from experiments.configs import cifar100_resnet18, cifar100_vit_tiny, digits
+from experiments.configs import (
+    cifar100_resnet18,
+    cifar100_resnet18_strong,
+    cifar100_speedrun,
+    cifar100_vit_tiny,
+    digits,
+)
 
-_MODULES = (digits, cifar100_resnet18, cifar100_vit_tiny)
+_MODULES = (digits, cifar100_resnet18, cifar100_resnet18_strong, cifar100_vit_tiny, cifar100_speedrun)
 CONFIGS: dict[str, tuple[Experiment, str]] = {m.CONFIG.name: (m.CONFIG, m.__doc__ or "") for m in _MODULES}

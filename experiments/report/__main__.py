@@ -4,9 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
-from experiments.report.records import RecordsError
+from experiments.report.command import run_report
 from experiments.report.render import write_report
 
 
@@ -22,14 +20,7 @@ def _report(directory: Path, /, out: Path | None = None) -> tuple[Path, Path]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 after one line on stderr when the input cannot be used."""
-    try:
-        paths = tyro.cli(_report, args=args, prog="python -m experiments.report")
-    except (OSError, RecordsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in paths:
-        print(path)
-    return 0
+    return run_report(_report, "python -m experiments.report", args)
 
 
 if __name__ == "__main__":

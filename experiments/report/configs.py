@@ -1,7 +1,7 @@
 """What the configurations share, what differs between arms, and what differs between seeds of one arm."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.report.records import Arms, Record
@@ -32,13 +32,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def compare(arms: Arms) -> ConfigDiff:
-    """Sort every configuration key into shared, differing between arms, or holding the seed."""
+def compare(arms: Arms, per_run: Sequence[str] = ("seed",)) -> ConfigDiff:
+    """Sort every configuration key into shared, differing between arms, or holding what tells runs of an arm apart.
+
+    Args:
+        arms: Finished records.
+        per_run: Fields of the records that do; keys whose last part is such a name and whose values are the field's
+            are in `seed_keys`.
+    """
     runs = {arm: [(record, flatten(record["config"])) for record in seeds.values()] for arm, seeds in arms.items()}
     diff = ConfigDiff({}, {}, {}, [])
     keys = dict.fromkeys(key for found in runs.values() for _, config in found for key in config)
     for key in keys:
-        if _holds_seed(key, [run for found in runs.values() for run in found]):
+        if _tells_runs_apart(key, per_run, [run for found in runs.values() for run in found]):
             diff.seed_keys.append(key)
             continue
         values = {arm: _values(key, [config for _, config in found]) for arm, found in runs.items()}
@@ -57,6 +63,6 @@ def _values(key: str, configs: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _holds_seed(key: str, runs: list[tuple[Record, dict[str, Any]]]) -> bool:
-    named = key.rpartition(".")[2] == "seed"
-    return named and all(config.get(key) == record["seed"] for record, config in runs)
+def _tells_runs_apart(key: str, per_run: Sequence[str], runs: list[tuple[Record, dict[str, Any]]]) -> bool:
+    name = key.rpartition(".")[2]
+    return name in per_run and all(config.get(key) == record[name] for record, config in runs)

@@ -31,7 +31,11 @@ def run_facts(records: list[Record]) -> Table:
     ]
     started = sorted(str(r["facts"]["started"]) for r in records if r["facts"].get("started"))
     rows.append(("first and last start", " .. ".join(dict.fromkeys(started[:1] + started[-1:])) or _NOT_RECORDED))
-    rows += [(label, _distinct(r.get(name) for r in records)) for name, label in _EXAMPLES.items()]
+    rows += [
+        (label, _distinct(r.get(name) for r in records))
+        for name, label in _EXAMPLES.items()
+        if any(name in r for r in records)
+    ]
     return Table(("fact", "value"), rows, numeric=False)
 
 
@@ -51,12 +55,16 @@ def arm_facts(arms: Arms) -> Table:
 
 def warnings(results: Results, arms: Arms, diff: ConfigDiff) -> list[str]:
     """Everything that weakens the comparison, one sentence each; empty when there is nothing to say."""
+    return [*_missing_seeds(arms), *common_warnings(results, arms, diff)]
+
+
+def common_warnings(results: Results, arms: Arms, diff: ConfigDiff, between: str = "seeds") -> list[str]:
+    """The warnings of any report; runs of one arm differ in what `between` says."""
     records = results.finished
     return [
         *_experiments(records),
         *_unfinished(results.unfinished),
-        *_missing_seeds(arms),
-        *_config_differences(diff),
+        *_config_differences(diff, between),
         *_fact_differences(records),
         *_non_finite_gates(arms),
     ]
@@ -72,11 +80,13 @@ def _experiments(records: list[Record]) -> list[str]:
 def _unfinished(records: list[Record]) -> list[str]:
     if not records:
         return []
-    runs = (
-        f"{record.get('arm', '?')} seed {record.get('seed', '?')} ({record.get('status', 'no status')})"
-        for record in records
-    )
+    runs = (f"{_run(record)} ({record.get('status', 'no status')})" for record in records)
     return [f"{len(records)} of the records are not finished and left out: {', '.join(runs)}."]
+
+
+def _run(record: Record) -> str:
+    fold = f"fold {record['fold']} " if "fold" in record else ""
+    return f"{record.get('arm', '?')} {fold}seed {record.get('seed', '?')}"
 
 
 def _missing_seeds(arms: Arms) -> list[str]:
@@ -92,9 +102,9 @@ def _missing_seeds(arms: Arms) -> list[str]:
     return found
 
 
-def _config_differences(diff: ConfigDiff) -> list[str]:
+def _config_differences(diff: ConfigDiff, between: str) -> list[str]:
     return [
-        f"Arm {arm}: configuration key {key} differs between seeds: {' or '.join(values)}."
+        f"Arm {arm}: configuration key {key} differs between {between}: {' or '.join(values)}."
         for (arm, key), values in diff.between_seeds.items()
     ]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.report.figures import STYLE, WIDTH, colours, new_figure
 from experiments.report.records import Arms, Record, is_number
@@ -88,7 +89,7 @@ def _heatmap(layers: list[str], epochs: list[float], grid: np.ndarray, limits: t
         axes.set_xticks(shown, [f"{epochs[index]:g}" for index in shown])
         axes.set_yticks(range(len(layers)), layers)
         axes.set_xlabel("epoch")
-        figure.colorbar(image, location="bottom", label="mean gate", aspect=35)
+        figure.colorbar(image, location="bottom", label="mean gate", aspect=35, ticks=MaxNLocator(5))
     return figure
 
 

@@ -31,7 +31,8 @@ def learning_curve(arms: Arms, name: str, label: str, scale: float = 1.0) -> Fig
         handles, labels = axes.get_legend_handles_labels()
         if not handles:
             return None
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+        columns = min(3, max(1, 45 // max(map(len, labels))))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 

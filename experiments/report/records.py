@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,13 +46,10 @@ def load(directory: Path) -> Results:
         RecordsError: A line is no JSON object, a finished record lacks a field or has an accuracy outside
             [0, 1], two finished records share (arm, seed), or no record is finished.
     """
-    path = _results_path(Path(directory))
+    path = results_path(Path(directory))
     results = Results([], [])
     lines: dict[tuple[str, int], int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        record = _parse(line, f"{path}, line {number}")
+    for number, record in read_lines(path):
         if record.get("status") != "finished":
             results.unfinished.append(record)
             continue
@@ -95,13 +92,21 @@ def accuracies(seeds: Mapping[int, Record], split: str) -> dict[int, float]:
     return {seed: float(record[split]["accuracy"]) for seed, record in seeds.items()}
 
 
-def _results_path(directory: Path) -> Path:
+def results_path(directory: Path) -> Path:
+    """`directory/results.jsonl`; FileNotFoundError where it or the directory is missing."""
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory; expected one that holds {RESULTS}")
     path = directory / RESULTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected one JSON record per run")
     return path
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Record]]:
+    """Line numbers, from 1, and records; blank lines are skipped, RecordsError for what is no JSON object."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            yield number, _parse(line, f"{path}, line {number}")
 
 
 def _parse(line: bytes, where: str) -> Record:
@@ -115,14 +120,19 @@ def _parse(line: bytes, where: str) -> Record:
 
 
 def _check(record: Record, where: str) -> None:
-    for name, types in _REQUIRED.items():
-        value = record.get(name)
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise RecordsError(f"{where}: {name} is {_shorten(value)}, expected {types[0].__name__}")
+    check_fields(record, _REQUIRED, where)
     for split in ("test", "validation"):
         value = record[split].get("accuracy")
         if not (is_number(value) and 0 <= value <= 1):
             raise RecordsError(f"{where}: {split}.accuracy is {_shorten(value)}, expected a number in [0, 1]")
+
+
+def check_fields(record: Record, required: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """Raise RecordsError unless the fields are there with their types, history rows have epochs and gates are lists."""
+    for name, types in required.items():
+        value = record.get(name)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise RecordsError(f"{where}: {name} is {_shorten(value)}, expected {types[0].__name__}")
     for row in record["history"]:
         if not (isinstance(row, dict) and is_number(row.get("epoch"))):
             raise RecordsError(f"{where}: history row {_shorten(row)} has no epoch number")

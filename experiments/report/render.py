@@ -1,15 +1,13 @@
 """The report as Markdown (tables) and as one self-contained HTML page (tables and figures)."""
 
-import os
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from experiments.report import facts, tables
 from experiments.report.configs import compare
 from experiments.report.figures import colours, data_uri
 from experiments.report.gate_plots import heatmaps, histograms
+from experiments.report.pages import write_pages
 from experiments.report.plots import difference_plot, learning_curve
 from experiments.report.records import RESULTS, Arms, Results, group, load
 
@@ -34,15 +32,7 @@ def write_report(directory: Path | str, out: Path | str | None = None) -> tuple[
     results = load(Path(directory))
     arms = group(results.finished)
     content = _content(results, arms)
-    texts = {
-        "report.md": _environment(autoescape=False).get_template("template.md.j2").render(content),
-        "report.html": _environment(autoescape=True).get_template("template.html.j2").render(content, **_figures(arms)),
-    }
-    target = Path(directory if out is None else out)
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        _write(target / name, text)
-    return target / "report.md", target / "report.html"
+    return write_pages(Path(__file__).parent, content, _figures(arms), Path(directory if out is None else out))
 
 
 def _content(results: Results, arms: Arms) -> dict[str, Any]:
@@ -80,24 +70,3 @@ def _figures(arms: Arms) -> dict[str, Any]:
         "histograms": {layer: data_uri(figure) for layer, figure in histograms(arms).items()},
         "heatmaps": {arm: data_uri(figure) for arm, figure in heatmaps(arms).items()},
     }
-
-
-def _environment(autoescape: bool) -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=autoescape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write through a temporary file beside it, so that a reader never sees half a report."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -101,7 +101,7 @@ def remarks(pairs: dict[str, Paired]) -> list[str]:
 
 def shared_config(diff: ConfigDiff) -> Table:
     """Keys on which all runs agree."""
-    seed = [(key, "the seed of the run") for key in diff.seed_keys]
+    seed = [(key, f"the {key.rpartition('.')[2]} of the run") for key in diff.seed_keys]
     return Table(("key", "value"), [*seed, *diff.shared.items()], numeric=False)
 
 

@@ -1,0 +1,175 @@
+"""Where things are computed: one device, several, or several processes; and what is chosen for the kind of device."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.config import ResNet
+from experiments.errors import BusyError, UserError
+from fsg_jax import sharding
+
+T = TypeVar("T")
+
+
+class Placement(NamedTuple):
+    """Puts states, batches and row numbers on the devices; without a mesh, on the one device there is."""
+
+    mesh: Mesh | None
+
+    @property
+    def replicated(self) -> NamedSharding | None:
+        """All of an array on every device."""
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+
+    def shardings(self, init: Callable[..., Any]) -> Any:
+        """Where the leaves of a state lie that ``init(key)`` makes; None without a mesh."""
+        if self.mesh is None:
+            return None
+        return sharding.state_shardings(jax.eval_shape(init, jax.random.key(0)), self.mesh)
+
+    def make_state(self, init: Callable[..., Any], seed: int) -> Any:
+        """The state that ``init(key)`` makes: replicated, or with its large leaves split over the axis ``fsdp``."""
+        key = jax.random.key(seed)
+        return init(key) if self.mesh is None else jax.jit(init, out_shardings=self.shardings(init))(key)
+
+    def put_batch(self, batch: Any) -> Any:
+        """This process's part of a batch, split over all devices."""
+        if self.mesh is None:
+            return jax.device_put(batch)
+        return sharding.shard_batch(batch, self.mesh)
+
+    def put_rows(self, rows: Any) -> Any:
+        """Row numbers (..., batch), of which every device gets those of its part of the batch."""
+        return jnp.asarray(rows) if self.mesh is None else self._split(rows, rows.ndim - 1)
+
+    def put_whole(self, batch: Any) -> Any:
+        """A batch of which every process holds all rows, split over all devices."""
+        return batch if self.mesh is None else {k: self._split(v, 0) for k, v in batch.items()}
+
+    def round_up(self, size: int) -> int:
+        """The least batch size from `size` on that the devices divide."""
+        return size if self.mesh is None else -(-size // self.mesh.size) * self.mesh.size
+
+    def _split(self, values: np.ndarray, axis: int) -> jax.Array:
+        assert self.mesh is not None
+        spec = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, self.mesh.axis_names))
+        return jax.make_array_from_callback(values.shape, spec, np.asarray(values).__getitem__)
+
+
+@cache
+def placement(fsdp: int, batch_size: int) -> Placement:
+    """All devices of all processes.
+
+    Raises:
+      UserError: the number of devices does not divide the batch, or `fsdp` not the number of devices.
+    """
+    devices = jax.device_count()
+    if devices % fsdp:
+        raise UserError(f"train.fsdp is {fsdp}; expected a divisor of the number of devices, {devices}")
+    if batch_size % devices:
+        raise UserError(f"train.batch_size is {batch_size}; expected a multiple of the number of devices, {devices}")
+    if devices == 1:
+        return Placement(None)
+    return Placement(sharding.make_mesh(fsdp=fsdp))
+
+
+def choose(setting: str, *, accelerator: str, cpu: str) -> str:
+    """`setting`, or where it is ``"auto"`` what suits the device."""
+    if setting != "auto":
+        return setting
+    return cpu if jax.default_backend() == "cpu" else accelerator
+
+
+def seed_mode(model: Any) -> Any:
+    """How several seeds run in one program: convolutions do not gain from ``vmap``, which makes them grouped."""
+    return "map" if isinstance(model, ResNet) else "vmap"
+
+
+def is_resident(setting: str) -> bool:
+    """Whether training data lie in device memory."""
+    return choose(setting, accelerator="yes", cpu="no") == "yes"
+
+
+def seeds_together(experiment: Any) -> int:
+    """How many seeds an ablation runs in one program unless it is told: some for small ViTs on one accelerator."""
+    small = not isinstance(experiment.model, ResNet) and is_resident(experiment.data.resident)
+    return 4 if small and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
+
+
+class CompileClock:
+    """Seconds this process has spent in the compiler since the clock was made."""
+
+    _total = 0.0
+
+    def __init__(self) -> None:
+        self._start = CompileClock._total
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return CompileClock._total - self._start
+
+    @staticmethod
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        """Given to `jax.monitoring`."""
+        if event == "/jax/core/compile/backend_compile_duration":
+            CompileClock._total += duration_secs
+
+
+jax.monitoring.register_event_duration_secs_listener(CompileClock.listen)
+
+
+def start() -> None:
+    """What a command does first: joins the other processes of a launcher, and keeps compiled programs between runs.
+
+    They are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder.
+    """
+    sharding.initialize_distributed()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "fsg_jax" / "xla"))
+
+
+def is_first() -> bool:
+    """Whether this process writes files; the only one, or number 0 of several."""
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], T]) -> T | None:
+    """Calls `action` in process 0 alone; None elsewhere.
+
+    Raises:
+      BusyError, UserError: in the other processes, when it failed in process 0, where its own error is raised.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result: T | None = None
+    error: Exception | None = None
+    if is_first():
+        try:
+            result = action()
+        except Exception as caught:
+            error = caught
+    outcome = (error is not None) + isinstance(error, BusyError)
+    outcome = int(multihost_utils.broadcast_one_to_all(np.asarray(outcome)))
+    if error is not None:
+        raise error
+    if outcome:
+        kind = BusyError if outcome == 2 else UserError
+        raise kind("process 0 could not go on; its own message says why")
+    return result
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` holds in any process; all must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
