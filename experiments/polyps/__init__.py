@@ -1,0 +1,1 @@
+"""Polyp sizing: configuration, task, predictions and panels."""

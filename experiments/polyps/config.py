@@ -1,0 +1,114 @@
+"""Typed configuration of the polyp-sizing experiments; what is not here is that of `experiments.config`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.config import Gate, Optimizer, Train
+
+Stream = Literal["rgb", "mask", "depth"]
+
+
+@dataclass(frozen=True)
+class PolypData:
+    """Frames, roles, sampling and augmentation."""
+
+    index: tuple[Path, ...] = ()
+    """Index folders, made by ``python -m experiments.index``; one for each dataset."""
+    splits: Path | None = None
+    """Folds, made by ``python -m experiments.split``."""
+    fold: int = 0
+    """The test fold; the next one validates."""
+    depth_root: Path | None = None
+    """Depth maps, made by ``python -m experiments.depth`` or elsewhere; needed by the stream ``depth``."""
+    cache: Path | None = None
+    """Decoded frames, made by ``python -m experiments.cache``."""
+    frame_size: int = 384
+    """Side of the whole frame in pixels, from which boxes are cropped."""
+    input_size: int = 384
+    """Side of what the network is given."""
+    keep_aspect: bool = False
+    """Keep the aspect ratio of frame and crop, since size is metric; the paper does not."""
+    frames_per_polyp: int = 40
+    """Drawn from each polyp in an epoch."""
+    validation_frames: int | None = 100
+    """Of each polyp, evenly spaced; None: all."""
+    test_frames: int | None = None
+    """Likewise, of the test fold."""
+    expand: float = 0.5
+    """Share of the box's extent by which a crop is larger on each side."""
+    circle: float | None = 1.0
+    """Radius of the circular field of view, where 1 touches the sides; None: the whole frame."""
+    rotation: float = 30.0
+    """Largest rotation in degrees."""
+    flip: float = 0.5
+    """Probability of a flip, left to right and top to bottom each."""
+    jitter: tuple[float, float, float, float] = (0.15, 0.15, 0.15, 0.01)
+    """Brightness, contrast, saturation and hue."""
+    noise: float = 0.01
+    """Standard deviation of Gaussian noise, where images are in [0, 1]."""
+    workers: int = 0
+    """Grain worker processes; the batches do not depend on it."""
+    threads: int = 4
+    """That decode side by side, in this process or in each worker."""
+
+
+@dataclass(frozen=True)
+class MultiStream:
+    """One backbone a stream, fused; see `fsg_jax.models.MultiStream`."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "efficientnet_b0", "vit_tiny", "vit_small"] = "resnet18"
+    streams: tuple[Stream, ...] = ("rgb",)
+    hidden: int = 128
+    """Width of the layer after the streams are joined; 0: none, as in the paper's ViT."""
+    dropout: float = 0.0
+    width: int | None = None
+    """Of a ResNet's first stage; None: its usual one."""
+    patch_size: int | None = None
+    """Of a ViT; None: 16."""
+    depth: int | None = None
+    """Blocks of a ViT; None: 12."""
+    remat: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the model."""
+        given = {name: getattr(self, name) for name in ("width", "patch_size", "depth")}
+        backbone = {name: value for name, value in given.items() if value is not None}
+        own = {name: getattr(self, name) for name in ("backbone", "streams", "hidden", "dropout", "remat")}
+        return {"name": "multistream", **own, "backbone_options": backbone}
+
+
+@dataclass(frozen=True)
+class SizeLoss:
+    """Of a regression: ``w(y) (alpha |e| + beta e^2 + gamma smoothL1(e))`` on scaled sizes; thresholds in mm."""
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    gamma: float = 1.0
+    threshold1: float = 5.0
+    weight1: float = 3.0
+    """From `threshold1` to `threshold2`."""
+    threshold2: float = 10.0
+    weight2: float = 5.0
+    """From `threshold2`."""
+    reference_inert_weights: bool = False
+    """Compare mm with scaled sizes, as the released code does: the weights then never act."""
+    clamp_mm: tuple[float, float] = (0.5, 22.0)
+    """Predictions are kept in this range, as in the released code; widen it for larger polyps."""
+
+
+@dataclass(frozen=True)
+class PolypExperiment:
+    """One experiment: everything but arm and seed."""
+
+    name: str
+    data: PolypData = field(default_factory=PolypData)
+    model: MultiStream = field(default_factory=MultiStream)
+    target: Literal["regression", "binary_10", "binary_5", "tri_class", "ordinal"] = "regression"
+    """What is predicted: mm, or a class of size."""
+    loss: SizeLoss = field(default_factory=SizeLoss)
+    gate_loss: Literal["same", "paper"] = "same"
+    """What the gate pass minimises: the loss of the weights, or for a regression the paper's own weighting."""
+    gate: Gate = field(default_factory=Gate)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)

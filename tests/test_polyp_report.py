@@ -1,0 +1,344 @@
+"""The report of polyp sizing: pooling, pairing, numbers against hand-worked ones, rendering, bad input."""
+
+import base64
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from polyp_records import FOLDS, POLYPS, SIZES, make_run, save, study
+
+from experiments.polyp_report import RecordsError, evaluation, plots, strips, tables, write_report
+from experiments.polyp_report.__main__ import main
+from experiments.polyp_report.evaluation import Bootstrap
+from experiments.polyp_report.predictions import align, pool
+from experiments.polyp_report.records import baseline_of, group, load
+from fsg_jax import sizing
+from fsg_jax.sizing import Interval
+
+FAST = 40
+RGB, BOTH = ["rgb"], ["rgb", "mask"]
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A study with a missing fold and an unfinished run; its folder, records and two pages."""
+    folder = tmp_path_factory.mktemp("study")
+    records = study(folder, {"fsg_gr": [RGB, BOTH], "baseline": [RGB]})
+    records = [r for r in records if (r["arm"], r["streams"], r["fold"]) != ("fsg_gr", BOTH, 2)]
+    save(folder, [*records, {"arm": "fsg_gr", "streams": BOTH, "fold": 2, "seed": 0, "status": "failed"}])
+    markdown, html = write_report(folder, folder / "out", resamples=FAST)
+    return folder, records, markdown.read_text(), html.read_text()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """One arm, all folds."""
+    return tmp_path, study(tmp_path, {"baseline": [RGB]})
+
+
+def test_tables_have_the_pooled_numbers(reported):
+    folder, records, markdown, html = reported
+    parts = [pq.read_table(folder / r["predictions"]) for r in records if r["arm"] == "baseline"]
+    rows = [row for part in parts for row in part.to_pylist()]
+    predicted = {}
+    for row in rows:
+        predicted.setdefault(row["polyp_id"], []).append(row["predicted_mm"])
+    errors = [abs(np.median(predicted[f"case{k + 1}"]) - SIZES[k]) for k in range(POLYPS)]
+    per_frame = np.mean([abs(row["predicted_mm"] - row["size_mm"]) for row in rows])
+    for text in (markdown, html):
+        assert f"{np.mean(errors):.2f} [" in text
+        assert f"{per_frame:.2f} [" in text
+        assert "Spearman" in text
+    line = next(line for line in markdown.splitlines() if line.startswith("| baseline · rgb | 18 |"))
+    assert f"| {np.mean(errors):.2f} [" in line
+
+
+def test_page_says_what_it_shows(reported):
+    _, _, markdown, html = reported
+    for text in (markdown, html):
+        assert "synthetic: these polyps were rendered by a program" in text
+        assert "8 finished runs of 3 arms over folds 0, 1, 2, seed 0; 18 test polyps" in text
+        assert "fsg_gr · rgb + mask: no finished run of fold 2 of 3" in text
+        assert "fsg_gr fold 2 seed 0 (failed)" in text
+        assert "The mean size and box area baselines are fitted" in text
+        assert "unreadable image" in text
+        assert "2 (24)" in text
+        assert "abc123" in text
+        assert "model.gates" in text
+        assert "the fold of the run" in text
+        for scheme in ("tri_class", "binary_10", "binary_5"):
+            assert scheme in text
+    order = [line.split(" |")[0][2:] for line in markdown.split("### Per polyp")[1].splitlines()[4:9]]
+    assert order == ["baseline · rgb", "fsg_gr · rgb", "fsg_gr · rgb + mask", "mean size", "box area"]
+
+
+def test_differences_are_to_the_baseline_of_the_same_streams_and_to_the_baselines(reported):
+    _, _, markdown, _ = reported
+    section = markdown.split("## Differences")[1].split("## Size classes")[0]
+    pairs = [
+        tuple(line.split(" | ")[:2]) for line in section.splitlines() if line.startswith("| ") and "---" not in line
+    ]
+    assert pairs[1:] == [
+        ("| baseline · rgb", "mean size"),
+        ("| baseline · rgb", "box area"),
+        ("| fsg_gr · rgb", "baseline · rgb"),
+        ("| fsg_gr · rgb", "mean size"),
+        ("| fsg_gr · rgb", "box area"),
+        ("| fsg_gr · rgb + mask", "mean size"),
+        ("| fsg_gr · rgb + mask", "box area"),
+    ]
+
+
+def test_html_is_self_contained(reported):
+    _, _, _, html = reported
+    sources = re.findall(r'src="([^"]*)"', html)
+    # Forest, 2 figures and 3 matrices per arm, 6 strips, 2 x 2 panels, 3 curves, 4 histograms, 2 heatmaps.
+    assert len(sources) == 1 + 3 * (2 + 3) + 6 + 4 + 3 + 4 + 2
+    for source in sources:
+        kind, _, data = source.partition(",")
+        content = base64.b64decode(data)
+        if kind == "data:image/svg+xml;base64":
+            assert ElementTree.fromstring(content).tag.endswith("svg")
+        else:
+            assert kind == "data:image/png;base64"
+            assert content.startswith(b"\x89PNG")
+    assert not re.search(r"https?://|<link|<script|url\(|@import", html)
+
+
+def test_report_does_not_depend_on_the_order_of_runs(tmp_path, reported):
+    folder, records, markdown, html = reported
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    mixed = sorted(records, key=lambda r: (r["streams"] != RGB, r["fold"] % 2, r["arm"]))
+    failed = {"arm": "fsg_gr", "streams": BOTH, "fold": 2, "seed": 0, "status": "failed"}
+    again = write_report(save(tmp_path, [failed, *mixed]), resamples=FAST)
+    assert [path.read_text() for path in again] == [markdown, html]
+
+
+def test_classification_has_no_regression_plots(tmp_path):
+    study(tmp_path, {"baseline": [RGB], "fsg": [RGB]}, scheme=sizing.TRI_CLASS)
+    markdown, html = (path.read_text() for path in write_report(tmp_path, resamples=FAST))
+    for text in (markdown, html):
+        assert "MAE" not in text
+        assert "binary_10" not in text
+        assert "tri_class: diminutive, small, large" in text
+        assert "Above 0 the first is better." in text
+        assert "box area" in text
+    assert "Bland" not in html
+    sources = re.findall(r'src="', html)
+    # Forest, a matrix per arm, strips, a pair of panels, curves, histograms, a heatmap.
+    assert len(sources) == 1 + 2 + 6 + 2 + 3 + 4 + 1
+
+
+def test_the_class_of_a_polyp_is_that_of_its_mean_probability(tmp_path):
+    records = study(tmp_path, {"fsg": [RGB]}, scheme=sizing.TRI_CLASS)
+    data = pool(tmp_path, records)
+    rows = evaluation.classes(evaluation.arm("fsg", data), "polyp", sizing.TRI_CLASS)
+    first = data.probabilities[data.polyp == rows.polyp[0]].mean(0).argmax()
+    assert rows.predicted[0] == first
+    assert len(rows.polyp) == POLYPS
+    assert len(evaluation.classes(evaluation.arm("fsg", data), "frame", sizing.TRI_CLASS).polyp) == len(data.polyp)
+
+
+def test_seeds_are_pooled_and_polyps_stay_the_clusters(tmp_path):
+    records = [make_run(tmp_path, "fsg", RGB, fold, seed=seed) for fold in range(FOLDS) for seed in range(2)]
+    data = pool(tmp_path, records)
+    rows = evaluation.sizes(evaluation.arm("fsg", data), "polyp")
+    assert len(rows.polyp) == 2 * POLYPS
+    assert len(np.unique(rows.polyp)) == POLYPS
+    one = evaluation.sizes(evaluation.arm("fsg", data.take(data.seed == 1)), "polyp")
+    np.testing.assert_allclose(rows.predicted[POLYPS:], one.predicted)
+    markdown, _ = write_report(save(tmp_path, records), resamples=FAST)
+    assert "| fsg · rgb | 18 |" in markdown.read_text()
+
+
+def test_pairs_match_frames_whatever_their_order(tmp_path):
+    records = {arm: [make_run(tmp_path, arm, RGB, fold) for fold in range(FOLDS)] for arm in ("baseline", "fsg")}
+    one, other = (pool(tmp_path, runs) for runs in records.values())
+    shuffled = other.take(np.random.default_rng(0).permutation(len(other.polyp))[20:])
+    left, right = align(one, shuffled)
+    assert left.keys() == right.keys()
+    assert len(left.polyp) == len(other.polyp) - 20
+    options = Bootstrap(FAST)
+    first, second = evaluation.arm("fsg", other), evaluation.arm("baseline", one)
+    found = evaluation.size_difference(first, second, "frame", options)
+    mae = [np.abs(data.predicted_mm - data.size_mm).mean() for data in (other, one)]
+    assert found.value == pytest.approx(mae[0] - mae[1])
+    apart = evaluation.arm("x", other.take(other.polyp == "phantom/case1"))
+    assert (
+        evaluation.size_difference(apart, evaluation.arm("y", one.take(one.polyp == "phantom/case2")), "frame", options)
+        is None
+    )
+
+
+def test_predictions_may_be_csv(small):
+    folder, records = small
+    before = pool(folder, records)
+    for record in records:
+        table = pq.read_table(folder / record["predictions"])
+        record["predictions"] = record["predictions"].replace(".parquet", ".csv")
+        csv.write_csv(table, folder / record["predictions"])
+    after = pool(folder, records)
+    assert after.keys() == before.keys()
+    np.testing.assert_allclose(after.predicted_mm, before.predicted_mm)
+
+
+def test_without_baselines_and_panels_and_gates(small):
+    folder, records = small
+    for record in records:
+        table = pq.read_table(folder / record["predictions"])
+        pq.write_table(table.drop_columns(["baseline_mean_mm", "baseline_box_area_mm"]), folder / record["predictions"])
+        record |= {"synthetic": False, "panels": [], "history": []}
+    _, html = write_report(save(folder, records), resamples=FAST)
+    text = html.read_text()
+    assert "The predictions hold no baselines." in text
+    assert "Not available: they need a baseline arm" in text
+    assert "No run has recorded panels." in text
+    assert "No arm has recorded gate values." in text
+    assert "rendered by a program" not in text
+
+
+def test_panels_that_cannot_be_read_are_reported(small):
+    folder, records = small
+    panels = records[0]["panels"]
+    (folder / panels[0]).write_bytes(b"GIF89a")
+    (folder / panels[1]).unlink()
+    markdown, _ = write_report(folder, resamples=FAST)
+    assert "panel0.png: the panel is not a PNG image." in markdown.read_text()
+    assert "panel1.png: the panel cannot be read" in markdown.read_text()
+
+
+def test_arms_and_their_baselines(reported):
+    folder, *_ = reported
+    arms = group(load(folder).finished)
+    assert list(arms) == ["baseline · rgb", "fsg_gr · rgb", "fsg_gr · rgb + mask"]
+    assert [baseline_of(name, arms) for name in arms] == [None, "baseline · rgb", None]
+
+
+def test_limits_of_agreement_by_hand(small):
+    data = pool(*small)
+    keep = data.take(np.isin(data.polyp, ["phantom/case1", "phantom/case4", "phantom/case7"]))
+    difference = {"phantom/case1": 1.0, "phantom/case4": 2.0, "phantom/case7": 3.0}
+    shifted = replace(keep, predicted_mm=keep.size_mm + np.array([difference[polyp] for polyp in keep.polyp]))
+    # Differences 1, 2, 3: mean 2, standard deviation 1.
+    assert plots.limits_of_agreement(plots.per_polyp(shifted)) == pytest.approx((2, 0.04, 3.96))
+
+
+def test_equal_sizes_are_spread_evenly():
+    moved = plots.spread(np.array([5.0, 7.0, 5.0, 5.0]))
+    np.testing.assert_allclose(moved, [4.88, 7.0, 5.0, 5.12])
+
+
+def test_strips_are_in_the_natural_order_of_frames(small):
+    data = pool(*small)
+    shuffled = data.take(np.random.default_rng(0).permutation(len(data.polyp)))
+    values, size = strips.series(shuffled, "phantom/case10")
+    rows = data.polyp == "phantom/case10"
+    np.testing.assert_array_equal(values, data.predicted_mm[rows])
+    assert size == SIZES[9]
+    chosen = strips.choose({"arm": data})
+    assert chosen[0] == "phantom/case1"
+    assert chosen[-1] == f"phantom/case{POLYPS}"
+    assert len(chosen) == 6
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Interval(0.5, 0.25, 0.75), "50.0 [25.0, 75.0]"),
+        (Interval(0.5, np.nan, np.nan), "50.0"),
+        (Interval(np.nan, np.nan, np.nan), "n/a"),
+        (None, "n/a"),
+    ],
+)
+def test_cells(found, text):
+    assert tables.cell(found, "{:.1f}", 100) == text
+
+
+def edit_predictions(folder, record, edit):
+    path = folder / record["predictions"]
+    pq.write_table(edit(pq.read_table(path)), path)
+
+
+def replace_column(table, name, values):
+    return table.set_column(table.column_names.index(name), name, [values])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.drop_columns(["size_mm"]), r"predictions\.parquet: columns \['size_mm'\] are missing"),
+        (lambda t: t.drop_columns(["predicted_mm"]), r"predictions\.parquet: column 'predicted_mm' is missing"),
+        (lambda t: t.slice(0, 0), "found no predictions"),
+        (
+            lambda t: replace_column(t, "predicted_mm", [float("nan"), *[5.0] * (t.num_rows - 1)]),
+            r"1 of 72 values of 'predicted_mm' are not finite",
+        ),
+        (
+            lambda t: replace_column(t, "polyp_id", ["case2"] * t.num_rows),
+            "'phantom/case2' is tested in fold 1 and in fold 0",
+        ),
+    ],
+)
+def test_bad_predictions_name_the_file(small, edit, message):
+    folder, records = small
+    edit_predictions(folder, records[0], edit)
+    with pytest.raises(RecordsError, match=message):
+        write_report(folder, resamples=FAST)
+
+
+def test_missing_and_broken_files(small, capsys):
+    folder, records = small
+    path = folder / records[1]["predictions"]
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(RecordsError, match=r"predictions\.parquet: not a table of predictions"):
+        write_report(folder)
+    path.unlink()
+    assert main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{path}: no such file" in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"streams": "rgb"}, "line 2: streams is 'rgb', expected list"),
+        ({"fold": True}, "line 2: fold is True, expected int"),
+        ({"synthetic": None}, "line 2: synthetic is missing, expected bool"),
+        ({}, r"lines 1 and 2 both hold a finished run of baseline · rgb, fold 0, seed 0"),
+    ],
+)
+def test_bad_records_name_the_line(small, changes, message):
+    folder, records = small
+    save(folder, [records[0], records[0] | changes])
+    with pytest.raises(RecordsError, match=message):
+        load(folder)
+
+
+def test_tasks_do_not_mix(tmp_path):
+    records = [
+        make_run(tmp_path, "baseline", RGB, 0),
+        make_run(tmp_path, "fsg", RGB, 0, scheme=sizing.BINARY_10),
+    ]
+    with pytest.raises(RecordsError, match="expected one task, found binary_10, regression"):
+        write_report(save(tmp_path, records))
+
+
+def test_no_finished_run(tmp_path):
+    (tmp_path / "results.jsonl").write_text(json.dumps({"status": "failed"}) + "\n")
+    with pytest.raises(RecordsError, match=r"found no finished run \(1 unfinished\)"):
+        write_report(tmp_path)
+    with pytest.raises(RecordsError, match="resamples is 0, expected 1 or more"):
+        write_report(tmp_path, resamples=0)
+
+
+def test_command_prints_the_paths(small, capsys):
+    folder, _ = small
+    assert main([str(folder), "--out", str(folder / "out"), "--resamples", "20"]) == 0
+    assert capsys.readouterr().out.split() == [str(folder / "out" / name) for name in ("report.md", "report.html")]
