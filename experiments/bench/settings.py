@@ -1,0 +1,100 @@
+"""Sizes of a benchmark, with defaults by device."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+MODELS = ("resnet18", "vit_tiny")
+PEERS = ("eager", "compile")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every suite is run with.
+
+    Attributes:
+      models: names for `fsg_jax.create_model`, of `MODELS`.
+      precision: of the computation; parameters are float32.
+      batch: images a step.
+      image: side of an image in pixels; ViTs take patches of 4.
+      classes: number of classes.
+      width: channels of the first stage of a ResNet.
+      depth: blocks of a ViT.
+      dim: channels of a token of a ViT, a multiple of 3.
+      repeats: rounds of a measurement; in each round every side is timed once.
+      seconds: about how long one side is timed in one round.
+      peers: PyTorch peers, of `PEERS`.
+      compile_mode: ``mode`` of `torch.compile`.
+      seeds: numbers of seeds trained side by side.
+      steps: steps of one dispatch in the suite ``dispatch``.
+      examples: images of the made-up data set that the input pipelines read.
+      matmul: side of the matrices whose product gives the peak.
+    """
+
+    models: tuple[str, ...] = MODELS
+    precision: str = "float32"
+    batch: int = 32
+    image: int = 32
+    classes: int = 100
+    width: int = 64
+    depth: int = 12
+    dim: int = 192
+    repeats: int = 5
+    seconds: float = 2.0
+    peers: tuple[str, ...] = PEERS
+    compile_mode: str = "default"
+    seeds: tuple[int, ...] = (2, 4)
+    steps: int = 8
+    examples: int = 5000
+    matmul: int = 2048
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "Settings":
+        """The inverse of `describe`."""
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+        return cls(**arguments)
+
+    def label(self, model: str, batch: int | None = None) -> str:
+        """What is measured, in words."""
+        size = f"width {self.width}" if model.startswith("resnet") else f"depth {self.depth}, dim {self.dim}"
+        return f"{model} ({size}, {self.image} px), batch {batch or self.batch}, {self.precision}"
+
+
+SMOKE: dict[str, Any] = {
+    "batch": 4,
+    "image": 8,
+    "classes": 10,
+    "width": 4,
+    "depth": 1,
+    "dim": 12,
+    "repeats": 2,
+    "seconds": 0.002,
+    "peers": ("eager",),
+    "seeds": (2,),
+    "steps": 2,
+    "examples": 64,
+    "matmul": 64,
+}
+"""Sizes at which a suite takes seconds; the figures mean nothing."""
+
+ACCELERATOR: dict[str, Any] = {
+    "precision": "bfloat16",
+    "batch": 1024,
+    "repeats": 7,
+    "seconds": 1.0,
+    "seeds": (2, 4, 8),
+    "steps": 48,
+    "examples": 50000,
+    "matmul": 8192,
+}
+
+
+def default_settings(device: str, *, smoke: bool = False) -> Settings:
+    """Defaults for a kind of device, ``"cpu"`` or another; `smoke` asks for the sizes of `SMOKE`."""
+    if smoke:
+        return replace(Settings(), **SMOKE)
+    return Settings() if device == "cpu" else replace(Settings(), **ACCELERATOR)
