@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 MARKS ?= not slow and not gpu and not tfds and not parity
 
-.PHONY: demo test test-slow parity lint setup clean
+PHANTOM := runs/phantom
+
+.PHONY: demo demo-polyps test test-slow test-gpu parity lint setup clean
 
 setup: .venv/installed
 
@@ -19,16 +21,27 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/python -m experiments.ablate digits --seeds 3 --arms baseline fsg fsg_gr --out runs/demo --resume
 
+# Polyp sizing on made-up colonoscopy: the set, its index and folds, and a small experiment with its report.
+demo-polyps: setup
+	$(BIN)/python -m experiments.phantom --out $(PHANTOM)/raw --layout real-colon --polyps 48 --frames 12
+	$(BIN)/python -m experiments.index real-colon $(PHANTOM)/raw --out $(PHANTOM)/index
+	$(BIN)/python -m experiments.split $(PHANTOM)/index --out $(PHANTOM)/splits.csv --folds 3
+	$(BIN)/python -m experiments.polyp_size polyp_phantom --data.index $(PHANTOM)/index --data.splits $(PHANTOM)/splits.csv \
+	  --streams mask --arms baseline fsg_gr --train.epochs 15 --out $(PHANTOM)/runs --resume
+
 test: setup
 	$(BIN)/python -m pytest -q -n 2 -m "$(MARKS)"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not tfds and not parity"
 
+test-gpu: setup
+	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu
+
 # PyTorch and timm, which the parity tests compare with. The torch that is already there is kept.
 parity: setup
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' safetensors huggingface_hub pyyaml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' transformers safetensors huggingface_hub pyyaml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm torchvision
 	$(BIN)/python -m pytest -q -m parity
 
