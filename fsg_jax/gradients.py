@@ -1,6 +1,6 @@
 """The gradient of one pass: of chosen labels only, over one batch or several micro-batches."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,10 @@ class Gradient(NamedTuple):
     grads: PyTree
     model_state: PyTree
     metrics: dict[str, Array]
+
+
+Pass = Callable[..., Gradient]
+"""``(trainable, model_state, labels) -> Gradient``, with respect to the leaves of `labels`."""
 
 
 class Objective(NamedTuple):
@@ -48,14 +52,13 @@ def pass_gradient(
     and model state runs through them in order. Leaves that `shardings`, a tree like `trainable`, splits over devices
     are gathered where they are used, and their gradients are split.
     """
-    labels = state.tx.labels(trainable)
-    held = jax.tree.map(lambda k, p: None if k in moved else p, labels, trainable)
-    leaves = jax.tree.map(lambda k, p: p if k in moved else None, labels, trainable)
+    leaves, held = divide(state, trainable, moved)
 
     def value(leaves: PyTree, model_state: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[Any, Any]]:
-        whole = _merge(leaves, held)
-        whole = whole if shardings is None else gather_leaves(whole, shardings)
-        return _value(state, objective, whole, model_state, batch, key)
+        whole = merge(leaves, held)
+        outputs, model_state = forward(state, shardings, key, whole, model_state, batch["image"])
+        loss, metrics = judge(state, objective, outputs, batch, whole)
+        return loss, (model_state, metrics)
 
     grad = jax.grad(value, has_aux=True)
     if accumulate == 1:
@@ -88,20 +91,35 @@ def tree_norm(tree: PyTree) -> Float[Array, ""]:
     return optax.tree.norm(tree)
 
 
-def _value(
-    state: TrainState, objective: Objective, trainable: PyTree, model_state: PyTree, batch: Batch, key: Key
-) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+def forward(
+    state: TrainState, shardings: PyTree | None, key: Key, trainable: PyTree, model_state: PyTree, inputs: Any
+) -> tuple[Any, PyTree]:
+    """The model's outputs in training, and its updated model state. Arguments as of `pass_gradient`."""
     rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
-    variables = {**trainable, **model_state}
-    outputs, model_state = apply_model(state.model, variables, batch["image"], train=True, rngs=rngs)
+    whole = trainable if shardings is None else gather_leaves(trainable, shardings)
+    return apply_model(state.model, {**whole, **model_state}, inputs, train=True, rngs=rngs)
+
+
+def judge(
+    state: TrainState, objective: Objective, outputs: Any, batch: Batch, trainable: PyTree
+) -> tuple[Array, dict[str, Array]]:
+    """What a pass minimises, and its metrics."""
     loss = jnp.mean(objective.loss(outputs, batch))
     metrics = {"loss": loss} | {name: jnp.mean(f(outputs, batch)) for name, f in objective.metrics.items()}
     if objective.penalty is not None:
         loss = loss + objective.penalty(trainable.get(GATES, {}), state.gate_kinds)
-    return loss, (model_state, metrics)
+    return loss, metrics
 
 
-def _merge(some: PyTree, others: PyTree) -> PyTree:
+def divide(state: TrainState, trainable: PyTree, moved: Collection[str]) -> tuple[PyTree, PyTree]:
+    """The leaves of the labels `moved` and all others, each with None in the places of the rest."""
+    labels = state.tx.labels(trainable)
+    some = jax.tree.map(lambda k, p: p if k in moved else None, labels, trainable)
+    return some, jax.tree.map(lambda k, p: None if k in moved else p, labels, trainable)
+
+
+def merge(some: PyTree, others: PyTree) -> PyTree:
+    """The inverse of `divide`."""
     return jax.tree.map(lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from fsg_jax.gradients import Gradient, tree_norm
+from fsg_jax.gradients import Gradient, Pass, tree_norm
 from fsg_jax.lookup import look_up
 from fsg_jax.state import TrainState
 from fsg_jax.typing import PyTree
@@ -39,8 +39,11 @@ def _route_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Arr
 class Passes(NamedTuple):
     """What a routing mode puts together: gradients of the two passes and the labels that each moves."""
 
-    main: Callable[..., Gradient]
-    gate: Callable[..., Gradient]
+    main: Pass
+    gate: Pass
+    share: Callable[..., tuple[Pass, Pass]] | None
+    """``share(trainable, model_state, gate_labels) -> (gate, main)``: the same passes with what they have in common
+    computed once; None where they have another batch each, or go through it in parts."""
     gate_labels: frozenset[str]
     weight_labels: frozenset[str]
     separate: bool
@@ -80,15 +83,20 @@ def joint(state: TrainState, passes: Passes) -> Routed:
 def sequential(state: TrainState, passes: Passes) -> Routed:
     """The paper's two passes: ``g' = B(g; grad_g G(w, g; x'))``, then ``w' = A(w; grad_w L(w, g'; x))``.
 
-    The gate pass differentiates the gates alone, so that the compiler drops its weight gradients. Both passes see
-    the same random draws. Model state (BatchNorm statistics) is updated once, by the main pass. With
-    ``gate_every=k`` the gate pass runs at steps 0, k, 2k, ...
+    The gate pass differentiates the gates alone, so that it has no weight gradients, and layers before the first
+    gate, the same in both passes, are computed once (`fsg_jax.shared_passes`). Both passes see the same random draws.
+    Model state (BatchNorm statistics) is updated once, by the main pass. With ``gate_every=k`` the gate pass runs at
+    steps 0, k, 2k, ...
     """
     if not passes.gate_labels:
         return _together(state, passes)
 
+    gate, main = passes.gate, passes.main
+    if passes.share is not None:
+        gate, main = passes.share(state.trainable, state.model_state, passes.gate_labels)
+
     def gate_pass(trainable: PyTree, opt_state: Any) -> tuple[PyTree, Any, PyTree]:
-        grads = passes.gate(trainable, state.model_state, passes.gate_labels).grads
+        grads = gate(trainable, state.model_state, passes.gate_labels).grads
         trainable, opt_state = state.tx.step(passes.gate_labels, grads, opt_state, trainable)
         return trainable, opt_state, grads
 
@@ -101,9 +109,9 @@ def sequential(state: TrainState, passes: Passes) -> Routed:
     else:
         due = state.step % passes.every == 0
         trainable, opt_state, gate_grads = jax.lax.cond(due, gate_pass, skip, state.trainable, state.opt_state)
-    main = passes.main(trainable, state.model_state, passes.weight_labels)
-    trainable, opt_state = state.tx.step(passes.weight_labels, main.grads, opt_state, trainable)
-    return Routed(trainable, opt_state, main, gate_grads)
+    moved = main(trainable, state.model_state, passes.weight_labels)
+    trainable, opt_state = state.tx.step(passes.weight_labels, moved.grads, opt_state, trainable)
+    return Routed(trainable, opt_state, moved, gate_grads)
 
 
 def reference(state: TrainState, passes: Passes) -> Routed:

@@ -18,6 +18,7 @@ from fsg_jax.optim import gate_labels as labels_of_gates
 from fsg_jax.penalties import Penalty
 from fsg_jax.routing import Passes, Routed, get_routing
 from fsg_jax.sharding import gather_leaves
+from fsg_jax.shared_passes import shared_passes
 from fsg_jax.state import TrainState, apply_model
 from fsg_jax.summary import gate_values, summarise
 from fsg_jax.typing import Batch, Loss, Metrics, Transform
@@ -84,9 +85,11 @@ def make_train_step(
         main = Objective(loss, penalty if together else None, metrics)
         gates, weights = _divide(state, gate_labels, routing)
         split = None if shardings is None else shardings.trainable
+        shared = partial(shared_passes, state, gate, main, batch, model_key, split)
         passes = Passes(
             main=partial(pass_gradient, state, main, batch, model_key, accumulate, split),
             gate=partial(pass_gradient, state, gate, held_out, model_key, accumulate, split),
+            share=shared if gate_batch is None and accumulate == 1 else None,
             gate_labels=gates,
             weight_labels=weights,
             separate=separate,

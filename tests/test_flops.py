@@ -20,8 +20,9 @@ def compiled_flops(gate, routing: str) -> float:
 
 @pytest.mark.slow
 def test_sequential_routing_drops_the_weight_gradients_of_the_gate_pass():
-    """Two full passes would be 2.0 times a plain step; without the gate pass's weight gradients it is about 1.56."""
+    """Two full passes would be 2.0 times a plain step; without the gate pass's weight gradients and a
+    second pass through what comes before the first gate it is about 1.46."""
     plain = compiled_flops(None, "joint")
     assert compiled_flops(fsg.Gate, "joint") < 1.02 * plain
-    assert 1.4 * plain < compiled_flops(fsg.Gate, "sequential") < 1.6 * plain
+    assert 1.4 * plain < compiled_flops(fsg.Gate, "sequential") < 1.5 * plain
     assert 1.8 * plain < compiled_flops(fsg.Gate, "reference") < 2.0 * plain

@@ -51,20 +51,11 @@ class SelfAttention(nn.Module):
         """The same shape as `x`; random stream ``"dropout"`` in training."""
         batch, tokens, dim = x.shape
         qkv = nn.Dense(3 * dim, dtype=self.dtype, kernel_init=WEIGHT_INIT, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.num_heads, -1), 2, 0)
-        if train and self.attention_dropout > 0:
-            x = nn.dot_product_attention(
-                q,
-                k,
-                v,
-                dropout_rng=self.make_rng("dropout"),
-                dropout_rate=self.attention_dropout,
-                broadcast_dropout=False,
-                deterministic=False,
-                force_fp32_for_softmax=True,
-            )
-        else:
-            x = jax.nn.dot_product_attention(q, k, v)
+        q, k, v = (y.reshape(batch, tokens, self.num_heads, -1) for y in jnp.split(qkv, 3, axis=-1))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5).astype(v.dtype)
+        weights = nn.Dropout(self.attention_dropout, name="attn_drop")(weights, deterministic=not train)
+        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
         x = x.reshape(batch, tokens, dim)
         x = nn.Dense(dim, dtype=self.dtype, kernel_init=WEIGHT_INIT, name="proj")(x)
         return nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
