@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import xla_flags
 from experiments.config import ResNet
 from experiments.errors import BusyError, UserError
 from fsg_jax import sharding
@@ -128,10 +129,11 @@ jax.monitoring.register_event_duration_secs_listener(CompileClock.listen)
 
 
 def start() -> None:
-    """What a command does first: joins the other processes of a launcher, and keeps compiled programs between runs.
+    """What a command does first: flags for XLA, the other processes of a launcher, a cache of compiled programs.
 
-    They are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder.
+    Programs are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder.
     """
+    xla_flags.speed_up_convolutions()
     sharding.initialize_distributed()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -27,6 +27,7 @@ def gather() -> dict[str, Any]:
         "device": jax.default_backend(),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from experiments import facts
+from experiments import facts, xla_flags
 from experiments.bench import collectives, compare, dispatch, inputs, peak, profile_ops, routing_cost, seeds
 from experiments.bench.installed import is_installed
 from experiments.bench.record import Bench
@@ -117,4 +117,5 @@ def main() -> None:
 if __name__ == "__main__":
     # JAX would take most of a GPU's memory for itself, and PyTorch could not run beside it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    xla_flags.speed_up_convolutions()
     run_main(main)
