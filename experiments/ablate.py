@@ -6,14 +6,15 @@ Every seed gives every arm the same initial weights and the same batches. Finish
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments import devices
 from experiments.config import ARMS, describe
-from experiments.errors import UserError, run_main
+from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import summary_table, write_report
-from experiments.run_folder import RESULT, holds, read_json, write_json, write_text, writing_to
+from experiments.run_folder import RESULT, claim_folder, read_json, write_text, writing_to
 from experiments.tasks import make_task
 from experiments.train import train_together
 
@@ -36,6 +37,7 @@ def ablate(
     Raises:
       UserError: no seed or arm, an arm given twice, or `out` is in the way: not empty without `resume`, or with
         another configuration, whose differing keys are named.
+      NotFiniteError: at the end, when all other runs are finished: those that became NaN or Inf, with step and metric.
     """
     if seeds < 1 or not arms or len(set(arms)) < len(arms):
         raise UserError(f"need at least one seed and distinct arms; got --seeds {seeds} --arms {' '.join(arms)}")
@@ -44,16 +46,48 @@ def ablate(
     for arm in arms:
         make_task(experiment, arm)
     devices.on_first(lambda: claim(experiment, out, resume))
-    busy: list[str] = []
+    left = Left()
     together = devices.seeds_together(experiment) if together is None else together
     for arm, some in schedule(arms, seeds, together):
-        _, others = train_together(experiment, arm, {s: run_path(out, arm, s) for s in some}, resume=True)
-        busy += [f"{arm} seed {seed}" for seed in others]
+        _train_seeds(experiment, arm, {s: run_path(out, arm, s) for s in some}, left)
         devices.on_first(lambda: collect(out))
     records = devices.on_first(lambda: collect(out)) or []
-    if busy and devices.is_first():
-        print(f"left to another process that is at work on them: {', '.join(busy)}")
+    left.tell()
     return records
+
+
+@dataclass
+class Left:
+    """The runs of an experiment that did not finish here."""
+
+    busy: list[str] = field(default_factory=list)
+    """Those that another process is at work on."""
+    diverged: list[str] = field(default_factory=list)
+    """Those that became NaN or Inf, with their message."""
+
+    def tell(self) -> None:
+        """Prints the busy ones.
+
+        Raises:
+          NotFiniteError: there are diverged ones.
+        """
+        if self.busy and devices.is_first():
+            print(f"left to another process that is at work on them: {', '.join(self.busy)}")
+        if self.diverged:
+            raise NotFiniteError("; ".join(self.diverged) + "; other runs are not affected")
+
+
+def _train_seeds(experiment: Any, arm: str, outs: dict[int, Path], left: Left) -> None:
+    """Trains some seeds together; if one of them diverges, each by itself from its last checkpoint."""
+    try:
+        _, busy = train_together(experiment, arm, outs, resume=True)
+        left.busy += [f"{arm} seed {seed}" for seed in busy]
+    except NotFiniteError as error:
+        if len(outs) == 1:
+            left.diverged.append(f"{arm} {error}")
+            return
+        for seed, out in outs.items():
+            _train_seeds(experiment, arm, {seed: out}, left)
 
 
 def schedule(arms: tuple[str, ...], seeds: int, together: int) -> Iterator[tuple[str, range]]:
@@ -91,15 +125,14 @@ def claim(experiment: Any, out: Path, resume: bool) -> None:
     """Makes `out` the folder of this experiment, whatever its arms and seeds.
 
     Raises:
-      UserError: it holds another one, or this one and `resume` is False.
+      UserError: it holds another one, or this one and `resume` is False; or nothing would be tested.
     """
+    if experiment.train.test_on == "none":
+        raise UserError(
+            "train.test_on is 'none'; an ablation compares arms on the test split, so expected last or best"
+        )
     config = {k: v for k, v in describe(experiment, "baseline", 0).items() if k not in ("arm", "seed")}
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if not holds(out / CONFIG, config):
-            write_json(out / CONFIG, config)
-        elif not resume:
-            raise UserError(f"{out} already holds this ablation; add --resume to continue it")
+    claim_folder(out / CONFIG, config, "ablation", resume=resume)
 
 
 def main() -> None:
@@ -108,13 +141,20 @@ def main() -> None:
 
     args = parse(AblateArgs, "experiments.ablate")
     devices.start()
-    records = ablate(
-        args.experiment, tuple(args.arms), args.seeds, args.out, resume=args.resume, together=args.together
-    )
-    if records:
-        paths = write_report(args.out)
+    try:
+        ablate(args.experiment, tuple(args.arms), args.seeds, args.out, resume=args.resume, together=args.together)
+    except NotFiniteError:
+        devices.on_first(lambda: report(args.out))
+        raise
+    devices.on_first(lambda: report(args.out))
+
+
+def report(out: Path) -> None:
+    """Writes the report of what is finished and prints its table."""
+    if records := collect(out):
+        paths = write_report(out)
         print(summary_table(records))
-        print("report: " + ", ".join(str(p) for p in paths))
+        print("report: " + ", ".join(str(path) for path in paths))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Image classification: data, augmentation and judgement of the experiments on digits and CIFAR-100."""
 
 from collections.abc import Sequence
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +32,23 @@ class Splits(NamedTuple):
     validation: data.ImageDataset
 
 
-@cache
+UNSTORED = ("augment", "crop_padding", "cutout_size", "mixup_alpha", "cutmix_alpha", "workers", "resident")
+"""Settings of `Data` of what is done with images; configurations that differ in them alone share the images."""
+
+
+def stored(config: Data) -> Data:
+    """`config` with the defaults of what does not tell which images there are."""
+    plain = Data()
+    return replace(config, **{name: getattr(plain, name) for name in UNSTORED})
+
+
 def load_split(config: Data, split: str) -> data.ImageDataset:
     """The official training or test split."""
+    return _load_split(stored(config), split)
+
+
+@cache
+def _load_split(config: Data, split: str) -> data.ImageDataset:
     if config.name == "digits":
         return data.load_digits(split)
     if config.path is None:
@@ -43,9 +58,13 @@ def load_split(config: Data, split: str) -> data.ImageDataset:
     )
 
 
-@cache
 def load_splits(config: Data) -> Splits:
     """The training split, divided; the same for every arm and seed."""
+    return _load_splits(stored(config))
+
+
+@cache
+def _load_splits(config: Data) -> Splits:
     everything = load_split(config, "train")
     if config.validation >= len(everything):
         raise ValueError(f"data.validation is {config.validation}, but there are only {len(everything)} images")
@@ -59,16 +78,17 @@ def load_splits(config: Data) -> Splits:
     return Splits(train, everything.take(held_out))
 
 
-@cache
+@lru_cache(maxsize=8)
 def make_task(experiment: Experiment, arm_name: str) -> Task:
-    """The jitted functions of one arm, and its data.
+    """The jitted functions of one arm, and its data; the last few are kept, for other seeds.
 
     Raises:
-      ValueError, OSError: what a run cannot start with, the test files included: a run does not fail at its end.
+      ValueError, OSError: what a run cannot start with, the test files included unless nothing is tested: a run does
+        not fail at its end.
     """
     arm = get_arm(arm_name)
     check(experiment)
-    load_split(experiment.data, "test")
+    test = None if experiment.train.test_on == "none" else load_split(experiment.data, "test")
     splits = load_splits(experiment.data)
     order = batch_order(experiment, 0)
     inputs = np.zeros((1, *splits.train.images.shape[1:]), np.float32)
@@ -88,13 +108,13 @@ def make_task(experiment: Experiment, arm_name: str) -> Task:
         validate=partial(evaluate, splits.validation),
         best="accuracy",
         smallest=False,
-        test=lambda state, _: {"test": evaluate(load_split(experiment.data, "test"), state)},
+        test=lambda state, _: {"test": {} if test is None else evaluate(test, state)},
         facts={
             "num_train": len(splits.train),
             "num_validation": len(splits.validation),
-            "num_test": len(load_split(experiment.data, "test")),
             "dropped_per_epoch": order.dropped_per_epoch,
-        },
+        }
+        | ({} if test is None else {"num_test": len(test)}),
     )
 
 
@@ -121,7 +141,7 @@ def feed_maker(
             orders = [batch_order(experiment, seed) for seed in seeds]
             mode = devices.seed_mode(experiment.model) if len(seeds) > 1 else None
             most = options.log_every if dispatch == "scan" else 1
-            arrays = on_device(experiment.data, placement)
+            arrays = on_device(stored(experiment.data), placement)
             return ResidentFeed(steps(mode), arrays, orders, states, placement.put_rows, most)
         if len(seeds) > 1:
             raise UserError("several seeds in one program need --data.resident yes; or run them apart, --together 1")

@@ -1,13 +1,14 @@
 """Command lines with tyro: a configuration by name, then overrides; an unknown key is an error."""
 
+import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from experiments.config import ARMS, Experiment
+from experiments.config import ARMS, Experiment, flatten
 from experiments.configs import CONFIGS
 from experiments.errors import UserError
 
@@ -48,7 +49,32 @@ class AblateArgs:
     """Seeds that run side by side in one program, on data in device memory; by default what suits model and device."""
 
 
-T = TypeVar("T", TrainArgs, AblateArgs)
+@dataclass(frozen=True)
+class TuneArgs:
+    """Hyper-parameters of one arm, chosen on the validation images; the test split is not read."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the search: one folder a trial, trials.jsonl and tune.md."""
+    arm: ArmName = "baseline"
+    """What the gates are and who moves them."""
+    trials: int = 20
+    """Settings tried in all, the configuration's own first."""
+    seeds: int = 1
+    """Runs of each trial, with seeds from 0; their mean is compared."""
+    space: tuple[str, ...] = ()
+    """Ranges beside or instead of those of the configuration: KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=VALUE,VALUE,..."""
+    only: tuple[str, ...] = ()
+    """Keys to search; none given: all that have a range."""
+    pruner: Literal["median", "halving", "none"] = "median"
+    """Ends a trial that is below the median of the others at the same epoch, or not in the best third of them."""
+    sampler_seed: int = 0
+    """Of the search itself."""
+    resume: bool = False
+    """Continue the search in `out`; several processes may work on one folder."""
+
+
+T = TypeVar("T", TrainArgs, AblateArgs, TuneArgs)
 
 
 def parse(kind: type[T], module: str, argv: list[str] | None = None) -> T:
@@ -62,3 +88,18 @@ def parse(kind: type[T], module: str, argv: list[str] | None = None) -> T:
         raise UserError(f"no configuration is named {argv[0]!r}; there are {', '.join(CONFIGS)}")
     defaults = {name: (doc, kind(experiment=config, out=tyro.MISSING)) for name, (config, doc) in CONFIGS.items()}
     return tyro.extras.overridable_config_cli(defaults, prog=f"python -m {module}", args=argv)
+
+
+def overrides(experiment: Experiment) -> str:
+    """The options that make `experiment` of the configuration with its name, to be pasted into a shell."""
+    default = flatten(asdict(CONFIGS[experiment.name][0]))
+    options = [_option(k, v) for k, v in flatten(asdict(experiment)).items() if v != default.get(k)]
+    return " ".join(shlex.join(option) for option in options)
+
+
+def _option(key: str, value: Any) -> list[str]:
+    flag = key.replace("_", "-")
+    if isinstance(value, bool):
+        part, _, name = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{part}.no-{name}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]

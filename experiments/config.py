@@ -1,6 +1,6 @@
 """Typed experiment configuration: every knob is a field, with its default here and nowhere else."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,8 +112,9 @@ class Train:
     checkpoint_every: int | None = None
     """Steps between checkpoints, beside the one at the end of every epoch."""
     keep_last: int = 2
-    test_on: Literal["last", "best"] = "last"
-    """Which weights are tested: the last, or those with the best validation accuracy."""
+    test_on: Literal["last", "best", "none"] = "last"
+    """Which weights are tested: the last, or those with the best validation accuracy; none: the test split is not
+    read, as while hyper-parameters are chosen."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,14 @@ def get_arm(name: str) -> Arm:
     if name not in ARMS:
         raise ValueError(f"no arm is named {name!r}; there are {', '.join(ARMS)}")
     return ARMS[name]
+
+
+def change(config: Any, values: dict[str, Any]) -> Any:
+    """`config` with other values at some dotted keys."""
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        config = replace(config, **{name: change(getattr(config, name), {rest: value}) if rest else value})
+    return config
 
 
 def describe(experiment: Any, arm: str, seed: int) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Annotated, Any, cast
 import tyro
 
 from experiments import devices
-from experiments.ablate import claim, collect
+from experiments.ablate import Left, claim, collect
 from experiments.config import ARMS
 from experiments.configs import polyp_phantom, polyp_size
-from experiments.errors import BusyError, UserError, run_main
+from experiments.errors import BusyError, NotFiniteError, UserError, run_main
 from experiments.polyp_report import write_report
 from experiments.polyps import data
 from experiments.polyps.config import PolypExperiment
@@ -59,20 +59,25 @@ def run(args: Args) -> list[Any]:
 
     Raises:
       UserError: unknown arms or streams, a fold that does not exist, or `out` is in the way.
+      NotFiniteError: at the end, when all other runs are finished: those that became NaN or Inf.
     """
     plans = list(schedule(args))
     for plan in plans:
         make_task(plan.experiment, plan.arm)
     whole = replace(args.experiment, data=replace(args.experiment.data, fold=0))
     devices.on_first(lambda: claim(whole, args.out, args.resume))
+    left = Left()
     for plan in plans:
         try:
             train(plan.experiment, plan.arm, args.seed, plan.path, resume=True)
         except BusyError:
-            if devices.is_first():
-                print(f"left to another process that is at work on it: {plan.path}")
+            left.busy.append(str(plan.path))
+        except NotFiniteError as error:
+            left.diverged.append(f"{plan.path}: {error}")
         devices.on_first(lambda: collect(args.out))
-    return devices.on_first(lambda: collect(args.out)) or []
+    records = devices.on_first(lambda: collect(args.out)) or []
+    left.tell()
+    return records
 
 
 def schedule(args: Args) -> Iterator[Plan]:
@@ -95,8 +100,18 @@ def main() -> None:
     defaults = {name: (doc, Args(config, tyro.MISSING)) for name, (config, doc) in CONFIGS.items()}
     args = tyro.extras.overridable_config_cli(defaults, prog="python -m experiments.polyp_size")
     devices.start()
-    if run(args):
-        print("report: " + ", ".join(str(path) for path in write_report(args.out)))
+    try:
+        run(args)
+    except NotFiniteError:
+        devices.on_first(lambda: report(args.out))
+        raise
+    devices.on_first(lambda: report(args.out))
+
+
+def report(out: Path) -> None:
+    """Writes the report of what is finished."""
+    if collect(out):
+        print("report: " + ", ".join(str(path) for path in write_report(out)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class RunFolder:
         with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             holds(path / CONFIG, config)  # before anything is written into a folder that is not ours
-            self._lock = _lock(path)
+            self._lock = lock(path / LOCK)
             try:
                 self._enter(config, resume)
             except BaseException:
@@ -110,6 +110,20 @@ def holds(file: Path, config: dict[str, Any]) -> bool:
     return True
 
 
+def claim_folder(file: Path, config: dict[str, Any], what: str, *, resume: bool) -> None:
+    """Makes the folder of `file` that of `config`, which `file` holds.
+
+    Raises:
+      UserError: it holds something else, or this and `resume` is False; `what` says what it is.
+    """
+    with writing_to(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not holds(file, config):
+            write_json(file, config)
+        elif not resume:
+            raise UserError(f"{file.parent} already holds this {what}; add --resume to continue it")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a file written by `write_json`; UserError if it is damaged."""
     try:
@@ -137,11 +151,16 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def _lock(path: Path) -> IO[str]:
-    lock = (path / LOCK).open("w")
+def lock(path: Path, *, wait: bool = False) -> IO[str]:
+    """The file `path`, locked until it is closed or the process ends.
+
+    Raises:
+      BusyError: another process has it and `wait` is False.
+    """
+    file = path.open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
-        lock.close()
-        raise BusyError(f"{path} is in use by another process") from None
-    return lock
+        file.close()
+        raise BusyError(f"{path.parent} is in use by another process") from None
+    return file

@@ -26,6 +26,7 @@ class Task(NamedTuple):
     smallest: bool
     """The smallest value of `best` is the best."""
     test: Callable[[fsg.TrainState, Path], dict[str, Any]]
-    """Parts of the record of a finished run; the only reader of the test split. The path is the run's folder."""
+    """Parts of the record of a finished run; the only reader of the test split, not called where ``train.test_on`` is
+    ``none``. The path is the run's folder."""
     facts: dict[str, Any]
     """Parts of the record that do not depend on training."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,10 @@ from experiments.stop import StopRequest
 from experiments.task import Task
 from experiments.tasks import make_task
 from fsg_jax.data.order import check_range
+
+OnEpoch = Callable[[list[dict[str, Any]]], None]
+"""Given the rows of an epoch, one a run, once they are logged and saved. What it raises ends the runs, which can be
+resumed."""
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Run:
     feed: Feed
     step: int
     seconds: float
+    on_epoch: OnEpoch | None = None
     clock: devices.CompileClock = field(default_factory=devices.CompileClock)
     pending: list[Any] = field(default_factory=list)
 
@@ -67,22 +72,25 @@ class Run:
         return self.task.steps_per_epoch * self.experiment.train.epochs
 
 
-def train(experiment: Any, arm: str, seed: int, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def train(
+    experiment: Any, arm: str, seed: int, out: Path, *, resume: bool = False, on_epoch: OnEpoch | None = None
+) -> dict[str, Any]:
     """Trains one arm with one seed into `out` and returns its record, which is also ``out/result.json``.
 
     Raises:
       UserError: the folder is in the way; see `RunFolder`.
       NotFiniteError: a loss or gradient became NaN or Inf; the last good checkpoint stays.
       Interrupted: the user asked to stop; everything is saved.
+      Exception: what `on_epoch` raises.
     """
-    records, busy = train_together(experiment, arm, {seed: out}, resume=resume)
+    records, busy = train_together(experiment, arm, {seed: out}, resume=resume, on_epoch=on_epoch)
     if busy:
         raise busy[seed]
     return records[seed]
 
 
 def train_together(
-    experiment: Any, arm: str, outs: dict[int, Path], *, resume: bool = False
+    experiment: Any, arm: str, outs: dict[int, Path], *, resume: bool = False, on_epoch: OnEpoch | None = None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, BusyError]]:
     """Trains several seeds, those that are equally far in one program; records by seed, and what others are at work on.
 
@@ -111,7 +119,7 @@ def train_together(
             members.append(stack.enter_context(closing(_open(experiment, task, seed, config, folder))))
         for step in sorted({int(member.state.step) for member in members}):
             group = [member for member in members if int(member.state.step) == step]
-            records |= _train_group(experiment, arm, task, group)
+            records |= _train_group(experiment, arm, task, group, on_epoch)
     return dict(sorted(records.items())), busy
 
 
@@ -138,11 +146,14 @@ def _checkpointer(experiment: Any, task: Task, folder: RunFolder | FollowerFolde
     return fsg.Checkpointer(path, keep_last=keep, best=f"val_{task.best}", smallest=task.smallest)
 
 
-def _train_group(experiment: Any, arm: str, task: Task, members: list[Member]) -> dict[int, dict[str, Any]]:
+def _train_group(
+    experiment: Any, arm: str, task: Task, members: list[Member], on_epoch: OnEpoch | None
+) -> dict[int, dict[str, Any]]:
     started = facts.gather()
     states = [member.state for member in members]
     feed = task.make_feed([member.seed for member in members], states)
-    run = Run(experiment, task, members, feed, int(states[0].step), max(member.seconds for member in members))
+    seconds = max(member.seconds for member in members)
+    run = Run(experiment, task, members, feed, int(states[0].step), seconds, on_epoch)
     for member, position in zip(members, feed.positions(), strict=True):
         member.state = None
         _check_position(member, position)
@@ -180,6 +191,8 @@ def _loop(run: Run, title: str) -> None:
                 rows = _end_of_epoch(run)
                 bar.set_postfix({run.task.best: f"{np.mean([row[f'val_{run.task.best}'] for row in rows]):.3f}"})
                 _save(run, rows)
+                if run.on_epoch is not None:
+                    run.on_epoch(rows)
             elif checkpoint or stop:
                 _save(run, None)
             if stop and run.step < run.total_steps:
@@ -304,6 +317,7 @@ def _record(run: Run, arm: str, member: Member, state: fsg.TrainState, started: 
     together = {"seeds_together": [m.seed for m in run.members]} if len(run.members) > 1 else {}
     gates = {k: np.round(v, 6).tolist() for k, v in jax.device_get(fsg.gate_values(_evaluated(state))).items()}
     counts = fsg.count_parameters(state.trainable)
+    tested = run.experiment.train.test_on != "none"
     record = {
         "experiment": run.experiment.name,
         "arm": arm,
@@ -313,7 +327,7 @@ def _record(run: Run, arm: str, member: Member, state: fsg.TrainState, started: 
         "facts": started | times | together,
         "parameters": {"params": counts["params"], "gates": counts.get("gates", 0)},
         "validation": validation,
-        **run.task.test(state, member.folder.path),
+        **(run.task.test(state, member.folder.path) if tested else {"test": {}}),
         **run.task.facts,
         "history": member.log.epochs,
         "gates": gates,
@@ -331,8 +345,9 @@ def main() -> None:
     record = train(args.experiment, args.arm, args.seed, args.out, resume=args.resume)
     if not devices.is_first():
         return
+    tested = f"test accuracy {record['test']['accuracy']:.4f}" if record["test"] else "not tested"
     print(
-        f"{args.arm} seed {args.seed}: test accuracy {record['test']['accuracy']:.4f}, "
+        f"{args.arm} seed {args.seed}: {tested}, "
         f"validation {record['validation']['accuracy']:.4f}, {record['facts']['minutes']:.1f} minutes, in {args.out}"
     )
 

@@ -122,6 +122,19 @@ def test_a_run_is_reproduced_exactly(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("together", [1, 2])
+def test_runs_that_blow_up_do_not_end_the_ablation(tmp_path, together):
+    """The gates' optimizer overflows at its second step; the baseline, which has none, is trained all the same."""
+    resident = "yes" if together > 1 else "no"
+    experiment = tiny.digits(gate={"learning_rate": 3e38}, data={"resident": resident})
+    arms = ("fsg_gr", "baseline")
+    with pytest.raises(NotFiniteError, match=r"fsg_gr seed 0: gates/.*; fsg_gr seed 1: gates/.* not affected"):
+        ablate(experiment, arms, 2, tmp_path, together=together)
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(record["arm"], record["seed"]) for record in records] == [("baseline", 0), ("baseline", 1)]
+
+
+@pytest.mark.slow
 def test_the_best_epoch_is_tested_if_asked_for(tmp_path):
     experiment = tiny.digits(train={"test_on": "best", "epochs": 3, "ema_decay": 0.9})
     record = train(experiment, "baseline", 0, tmp_path / "out")

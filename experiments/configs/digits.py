@@ -8,6 +8,7 @@ the noise.
 """
 
 from experiments.config import Data, Experiment, Gate, Optimizer, ResNet, Train
+from experiments.space import Choice, Range, Space
 
 CONFIG = Experiment(
     name="digits",
@@ -17,3 +18,11 @@ CONFIG = Experiment(
     optimizer=Optimizer(learning_rate=0.05),
     train=Train(epochs=10, batch_size=64, eval_batch_size=200),
 )
+
+SPACE: Space = {
+    "optimizer.learning_rate": Range(0.005, 0.5, log=True),
+    "optimizer.weight_decay": Range(1e-5, 5e-3, log=True),
+    "optimizer.warmup_epochs": Range(0.0, 3.0),
+    "optimizer.label_smoothing": Range(0.0, 0.2),
+    "train.batch_size": Choice((32, 64, 128)),
+}
