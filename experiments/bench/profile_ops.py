@@ -29,7 +29,7 @@ class Conv(NamedTuple):
       inputs, outputs: channels.
       kernel, stride: sizes.
       occurrences: in the network.
-      after_gate: how many of them come after the first gate, so that the gate pass goes back through them.
+      after_gate: how many of them come after the first gate, so that the gate pass goes through them and back.
     """
 
     size: int
@@ -160,5 +160,6 @@ def _sum(bench: Bench, convs: Sequence[Conv], sides: Sequence[str]) -> None:
             back = 0.0 if conv.inputs == 3 else inputs  # nobody asks for the gradient of the images
             totals["plain step"] += conv.occurrences * (forward + back + weights)
             totals["two full passes"] += 2 * conv.occurrences * (forward + back + weights)
-            totals["sequential step"] += conv.occurrences * (2 * forward + back + weights) + conv.after_gate * inputs
+            totals["sequential step"] += conv.occurrences * (forward + back + weights)
+            totals["sequential step"] += conv.after_gate * (forward + inputs)
         bench.add(SUITE, case, side, **totals)

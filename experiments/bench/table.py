@@ -111,8 +111,8 @@ NOTES = {
     "seeds": "Ratio to one after another, in the same rounds.",
     "dispatch": "Ratio to the Python loop, in the same rounds. Rows come from resident data, with augmentation.",
     "convolutions": (
-        "Each operation by itself; sums weigh it by how often a step needs it. A sequential step needs two forward "
-        "passes, the input gradients after the first gate twice, and the weight gradients once."
+        "Each operation by itself; sums weigh it by how often a step needs it. A sequential step needs, of the "
+        "convolutions after the first gate, forward and input gradient twice, and all the rest once."
     ),
     "collectives": (
         "Instructions of the data-parallel step compiled for 8 virtual CPU devices, and the bytes of their buffers. "
@@ -136,6 +136,7 @@ def _facts(facts: Row) -> str:
     commit = facts["commit"] + (" with changes" if facts["dirty"] else "")
     named = {"command": f"`{facts['command']}`", "commit": commit, "hardware": facts["hardware"], "versions": versions}
     named |= {"started": facts["started"], "compilation cache": facts["compilation_cache"]}
+    named |= {"XLA flags": f"`{facts['xla_flags']}`"} if facts["xla_flags"] else {}
     return "\n".join(f"- {name}: {value}" for name, value in named.items())
 
 
