@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import fsg_jax as fsg
+from experiments import devices
 from experiments.config import Arm, Gate, Optimizer, Train
 from fsg_jax.typing import Key, Loss, Transform
 
@@ -57,6 +58,7 @@ def make_init(
 def make_model(experiment: Any, arm: Arm, num_outputs: int, name: str, **options: Any) -> nn.Module:
     """The model of an arm: the same for all arms but for the gate put into it."""
     gate, dtype = make_gate(experiment.gate, arm), jnp.dtype(experiment.train.dtype)
+    options = devices.model_options(name) | options
     return fsg.create_model(name, num_classes=num_outputs, gate=gate, dtype=dtype, **options)
 
 

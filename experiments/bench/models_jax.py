@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import fsg_jax as fsg
+from experiments import devices
 from experiments.bench.settings import Settings
 
 GATE_LEARNING_RATE = 1e-2
@@ -29,6 +30,7 @@ def make_model(settings: Settings, name: str, *, gated: bool) -> nn.Module:
         num_classes=settings.classes,
         gate=fsg.Gate if gated else None,
         dtype=jnp.dtype(settings.precision),
+        **devices.model_options(name),
         **sizes,
     )
 

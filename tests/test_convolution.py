@@ -1,0 +1,64 @@
+"""The convolution with gradients in its own layout against JAX's."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fsg_jax as fsg
+from fsg_jax.models.convolution import LAYOUT, conv_general_dilated
+
+JAX = partial(jax.lax.conv_general_dilated, dimension_numbers=LAYOUT)
+OURS = partial(conv_general_dilated, dimension_numbers=LAYOUT)
+
+
+def value_and_gradients(conv, x, kernel, strides, padding, **options):
+    y, pull = jax.vjp(lambda x, kernel: conv(x, kernel, strides, padding, **options), x, kernel)
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.one_of(
+        st.sampled_from(["SAME", "VALID"]), st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2)
+    ),
+)
+def test_values_and_gradients_are_those_of_jax(size, kernel, strides, padding):
+    keys = jax.random.split(jax.random.key(sum(size)))
+    x, w = jax.random.normal(keys[0], (2, *size, 3)), jax.random.normal(keys[1], (*kernel, 3, 4))
+    got, expected = (value_and_gradients(conv, x, w, strides, padding) for conv in (OURS, JAX))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 3}, {"precision": "highest"}])
+def test_others_are_left_to_jax(options):
+    groups = options.get("feature_group_count", 1)
+    keys = jax.random.split(jax.random.key(0))
+    x, w = jax.random.normal(keys[0], (2, 7, 7, 3)), jax.random.normal(keys[1], (3, 3, 3 // groups, 6))
+    got, expected = (value_and_gradients(conv, x, w, (1, 1), "SAME", **options) for conv in (OURS, JAX))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    jax.jvp(lambda x: OURS(x, w, (1, 1), "SAME", **options), (x,), (x,))  # which ours does not have
+
+
+@pytest.mark.slow
+def test_a_network_learns_alike():
+    def after_a_step(conv):
+        model = fsg.create_model("resnet18", num_classes=5, width=4, gate=fsg.Gate, conv=conv)
+        images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+        tx = fsg.routed(params=optax.sgd(0.1), gates=optax.adam(1e-2))
+        state = fsg.init_state(model, tx, jax.random.key(0), images)
+        step = fsg.make_train_step(fsg.losses.cross_entropy)
+        return step(state, {"image": images, "label": jnp.arange(4)})[0].variables
+
+    ours = after_a_step(partial(nn.Conv, conv_general_dilated=conv_general_dilated))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, after_a_step(nn.Conv))
