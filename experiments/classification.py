@@ -108,7 +108,7 @@ def make_task(experiment: Experiment, arm_name: str) -> Task:
         validate=partial(evaluate, splits.validation),
         best="accuracy",
         smallest=False,
-        test=lambda state, _: {"test": {} if test is None else evaluate(test, state)},
+        test=lambda state, _: {"test": evaluate(load_split(experiment.data, "test"), state)},
         facts={
             "num_train": len(splits.train),
             "num_validation": len(splits.validation),

@@ -2,7 +2,8 @@
 
 That backend has fast kernels for images (batch, height, width, channels) and kernels (height, width, in, out) alone.
 Gradients of `jax.lax.conv_general_dilated` are convolutions of other layouts, which it rewrites at the top level of a
-program but not inside `jax.lax.scan`, `jax.lax.map` or `jax.lax.cond`, where they take up to 90 times as long.
+program but not inside `jax.lax.scan`, `jax.lax.map` or `jax.lax.cond`: a scan over steps of a small ResNet-18 took 15
+times as long as a loop in Python, and takes 0.99 times as long with this one (experiments/results).
 """
 
 from functools import partial
