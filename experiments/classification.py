@@ -17,7 +17,7 @@ from experiments.errors import UserError
 from experiments.feed import Feed, ResidentFeed, StreamFeed
 from experiments.task import Task
 from fsg_jax import augment, data
-from fsg_jax.data.order import BatchOrder, shuffled
+from fsg_jax.data.batches import BatchOrder, shuffled
 from fsg_jax.data.prefetch import Prefetch
 from fsg_jax.data.resident import make_resident_steps, put_dataset
 from fsg_jax.typing import Transform

@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import xla_flags
 from experiments.config import ResNet
 from experiments.errors import BusyError, UserError
-from fsg_jax import sharding
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.resnet import RESNETS
+from fsg_jax.training import sharding
 
 T = TypeVar("T")
 

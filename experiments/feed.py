@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fsg_jax as fsg
-from fsg_jax.data.order import BatchOrder
+from fsg_jax.data.batches import BatchOrder
 from fsg_jax.data.prefetch import Prefetch
 from fsg_jax.data.resident import chunk_rows
 

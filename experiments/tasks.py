@@ -15,6 +15,6 @@ def make_task(experiment: Any, arm: str) -> Task:
     """
     if isinstance(experiment, Experiment):
         return classification.make_task(experiment, arm)
-    from experiments.polyps import task as polyps  # needs the endoscopy extra
+    from experiments.endoscopy import size_task as polyps  # needs the endoscopy extra
 
     return polyps.make_task(experiment, arm)

@@ -24,7 +24,7 @@ from experiments.run_log import RunLog
 from experiments.stop import StopRequest
 from experiments.task import Task
 from experiments.tasks import make_task
-from fsg_jax.data.order import check_range
+from fsg_jax.data.batches import check_range
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
 """Given the rows of an epoch, one a run, once they are logged and saved. What it raises ends the runs, which can be

@@ -1,17 +1,20 @@
 """Feature-Selection Gates with Gradient Routing in JAX (after Roffo et al., MICCAI 2024, arXiv 2407.04400)."""
 
-from fsg_jax import augment, losses, metrics, penalties, sharding, sizing
-from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
-from fsg_jax.checkpoint import Checkpointer, CheckpointError
-from fsg_jax.gates import GATES, Gate
+from fsg_jax import augment, endoscopy
+from fsg_jax.endoscopy import sizing
+from fsg_jax.gates import penalties
+from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
+from fsg_jax.gates.functions import squash
+from fsg_jax.gates.gate import GATES, Gate
+from fsg_jax.gates.penalties import gate_penalty
+from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.models import create_model, list_models
-from fsg_jax.optim import RoutedTransformation, routed
-from fsg_jax.penalties import gate_penalty
-from fsg_jax.routing import ROUTINGS, route
-from fsg_jax.squash import squash
-from fsg_jax.state import TrainState, init_state
-from fsg_jax.step import EvalStep, TrainStep, make_eval_step, make_train_step
-from fsg_jax.summary import count_parameters, gate_summary, gate_values
+from fsg_jax.routing.labels import RoutedTransformation, routed
+from fsg_jax.routing.modes import ROUTINGS, route
+from fsg_jax.training import losses, metrics, sharding
+from fsg_jax.training.checkpoint import Checkpointer, CheckpointError
+from fsg_jax.training.state import TrainState, init_state
+from fsg_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 
 __version__ = "0.1.0"
 
@@ -30,6 +33,7 @@ __all__ = [
     "augment",
     "count_parameters",
     "create_model",
+    "endoscopy",
     "gate_penalty",
     "gate_summary",
     "gate_values",

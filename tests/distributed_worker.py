@@ -18,7 +18,7 @@ from toy import Mlp
 
 import fsg_jax as fsg
 from fsg_jax import augment, data
-from fsg_jax.sharding import initialize_distributed, make_mesh, shard_batch, shard_state, state_shardings
+from fsg_jax.training.sharding import initialize_distributed, make_mesh, shard_batch, shard_state, state_shardings
 
 STEPS, EVERY, BATCH = 8, 2, 16
 

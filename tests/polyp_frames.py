@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fsg_jax.data.polyps.depth_maps import DepthInfo, depth_path, write_depth, write_depth_info
-from fsg_jax.data.polyps.schema import from_rows
+from fsg_jax.endoscopy.frames.depth_maps import DepthInfo, depth_path, write_depth, write_depth_info
+from fsg_jax.endoscopy.index.schema import from_rows
 
 COLOUR = (200, 40, 90)
 

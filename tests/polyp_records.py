@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fsg_jax import sizing
-from fsg_jax.sizing import ClassScheme
+from fsg_jax.endoscopy import sizing
+from fsg_jax.endoscopy.sizing import ClassScheme
 
 FOLDS = 3
 POLYPS = 18

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fsg_jax.data.polyps.schema import from_rows
+from fsg_jax.endoscopy.index.schema import from_rows
 
 
 def polyp_rows(polyp: str, size: float | None, frames: Iterable[int] = range(3), **values: Any) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 import fsg_jax as fsg
+from experiments.bench.hlo import list_collectives, summarise_collectives
 from fsg_jax import augment
-from fsg_jax.collectives import list_collectives, summarise_collectives
-from fsg_jax.sharding import make_mesh, shard_batch, shard_state, state_shardings
+from fsg_jax.training.sharding import make_mesh, shard_batch, shard_state, state_shardings
 
 SMALL = 2048
 """Bytes: BatchNorm's all-reduces of the tiny ResNet are below, those of its weight gradients above."""

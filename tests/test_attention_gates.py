@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
+from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
 
 GATES = [SqueezeExcite, EfficientChannelAttention]
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsg_jax.augment import ENDOSCOPY_MEAN, ENDOSCOPY_STD, box_to_mask, chain, make_streams
-from fsg_jax.augment.crop import crop_resize, expanded_box
-from fsg_jax.augment.streams import disc
+from fsg_jax.endoscopy.crop import crop_resize, expanded_box
+from fsg_jax.endoscopy.stream_images import disc
 
 ALL = ("rgb", "mask", "depth")
 crop_of_size = jax.jit(crop_resize, static_argnums=3)

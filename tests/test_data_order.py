@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fsg_jax as fsg
 from fsg_jax.data import ImageDataset, make_loader
-from fsg_jax.data.order import BatchOrder, in_order, shuffled
+from fsg_jax.data.batches import BatchOrder, in_order, shuffled
 from fsg_jax.data.prefetch import Prefetch
 from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsg_jax.gates import Gate
+from fsg_jax.gates.gate import Gate
 from fsg_jax.models import Stage, create_model
 
 STAGES = (Stage(1, 8, 1, 3, 1), Stage(3, 16, 2, 5, 2))

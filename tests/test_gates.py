@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import fsg_jax as fsg
-from fsg_jax.gates import INITS, xavier
-from fsg_jax.squash import SQUASHINGS, sample_hard_concrete, squash
+from fsg_jax.gates.functions import SQUASHINGS, sample_hard_concrete, squash
+from fsg_jax.gates.gate import INITS, xavier
 
 REFERENCE = {
     "sigmoid": lambda g: 1 / (1 + np.exp(-g)),

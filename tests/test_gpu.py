@@ -8,7 +8,7 @@ import pytest
 
 import fsg_jax as fsg
 from fsg_jax.data import ImageDataset
-from fsg_jax.data.order import shuffled
+from fsg_jax.data.batches import shuffled
 from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
 
 pytestmark = pytest.mark.gpu

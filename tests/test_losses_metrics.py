@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsg_jax import losses, metrics
+from fsg_jax.training import losses, metrics
 
 
 def log_softmax(logits):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
-from fsg_jax.gates import Gate
+from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
+from fsg_jax.gates.gate import Gate
 from fsg_jax.models import BACKBONES, ResidualBlock, Stage, create_model
 from fsg_jax.models.layers import DropPath, check_factory
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsg_jax.gates import Gate
+from fsg_jax.gates.gate import Gate
 from fsg_jax.models import Stage, create_model
 from fsg_jax.streams import STREAMS, order_streams
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torchvision_operators import declare_missing_operators
 
-from fsg_jax.attention_gates import EfficientChannelAttention, SqueezeExcite
+from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.models import create_model
 
 torch = pytest.importorskip("torch")

@@ -7,7 +7,7 @@ import pytest
 from toy import Mlp, new_state
 
 import fsg_jax as fsg
-from fsg_jax import penalties
+from fsg_jax.gates import penalties
 
 
 def test_l1_and_entropy_by_hand():

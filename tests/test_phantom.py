@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from experiments.endoscopy.phantom.broken import DAMAGES
+from experiments.endoscopy.phantom.camera import Camera, Pose
+from experiments.endoscopy.phantom.config import Config
+from experiments.endoscopy.phantom.files import DEPTH_UNIT_MM
+from experiments.endoscopy.phantom.folder import new_folder
+from experiments.endoscopy.phantom.make import make_phantom
+from experiments.endoscopy.phantom.plan import plan_videos, polyp_sizes
+from experiments.endoscopy.phantom.render import render
+from experiments.endoscopy.phantom.scene import Ellipsoid, Polyp, Scene, random_scene
 from experiments.errors import UserError
-from experiments.phantom.broken import DAMAGES
-from experiments.phantom.camera import Camera, Pose
-from experiments.phantom.config import Config
-from experiments.phantom.files import DEPTH_UNIT_MM
-from experiments.phantom.folder import new_folder
-from experiments.phantom.make import make_phantom
-from experiments.phantom.plan import plan_videos, polyp_sizes
-from experiments.phantom.render import render
-from experiments.phantom.scene import Ellipsoid, Polyp, Scene, random_scene
-from fsg_jax.data.polyps.schema import natural_key
+from fsg_jax.endoscopy.index.schema import natural_key
 
 TINY = {"polyps": 3, "frames": 2, "width": 96, "height": 80, "workers": 1}
 
@@ -302,7 +302,7 @@ def test_options_out_of_range(tmp_path, change, message):
 
 def test_command(tmp_path):
     options = ["--layout", "sun", "--polyps", "1", "--frames", "1", "--width", "64", "--height", "64", "--no-depth"]
-    command = [sys.executable, "-m", "experiments.phantom", "--out", str(tmp_path / "set"), *options]
+    command = [sys.executable, "-m", "experiments.endoscopy.phantom", "--out", str(tmp_path / "set"), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=True)
     assert done.stdout == f"{tmp_path / 'set'}: made; synthetic, 1 polyps, sun\n"
     assert len(list((tmp_path / "set").rglob("*.jpg"))) == 1

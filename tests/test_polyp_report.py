@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from polyp_records import FOLDS, POLYPS, SIZES, make_run, save, study
 
-from experiments.polyp_report import RecordsError, evaluation, plots, strips, tables, write_report
-from experiments.polyp_report.__main__ import main
-from experiments.polyp_report.evaluation import Bootstrap
-from experiments.polyp_report.predictions import align, pool
-from experiments.polyp_report.records import baseline_of, group, load
-from fsg_jax import sizing
-from fsg_jax.sizing import Interval
+from experiments.endoscopy.polyp_report import RecordsError, evaluation, plots, strips, tables, write_report
+from experiments.endoscopy.polyp_report.__main__ import main
+from experiments.endoscopy.polyp_report.evaluation import Bootstrap
+from experiments.endoscopy.polyp_report.predictions import align, pool
+from experiments.endoscopy.polyp_report.records import baseline_of, group, load
+from fsg_jax.endoscopy import sizing
+from fsg_jax.endoscopy.sizing import Interval
 
 FAST = 40
 RGB, BOTH = ["rgb"], ["rgb", "mask"]

@@ -12,23 +12,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import polyp_size
+from experiments.endoscopy import cohort as data
+from experiments.endoscopy import polyp_size
+from experiments.endoscopy import size_task as task_of_polyps
+from experiments.endoscopy.index import index_real_colon, index_sun
+from experiments.endoscopy.input_panels import write_panels
+from experiments.endoscopy.phantom.config import Config
+from experiments.endoscopy.phantom.make import make_phantom
+from experiments.endoscopy.polyp_config import MultiStream, PolypExperiment
+from experiments.endoscopy.polyp_size import Args, schedule
 from experiments.errors import UserError
-from experiments.index import index_real_colon, index_sun
-from experiments.phantom.config import Config
-from experiments.phantom.make import make_phantom
-from experiments.polyp_size import Args, schedule
-from experiments.polyps import data
-from experiments.polyps import task as task_of_polyps
-from experiments.polyps.config import MultiStream, PolypExperiment
-from experiments.polyps.panels import write_panels
 from experiments.tasks import make_task
 from experiments.train import train
-from fsg_jax.data.polyps.cache import build_cache
-from fsg_jax.data.polyps.frames import FrameSource
-from fsg_jax.data.polyps.schema import read_index
-from fsg_jax.data.polyps.split_files import write_folds
-from fsg_jax.data.polyps.splits import make_folds
+from fsg_jax.endoscopy.frames.cache import build_cache
+from fsg_jax.endoscopy.frames.source import FrameSource
+from fsg_jax.endoscopy.index.folds import make_folds
+from fsg_jax.endoscopy.index.schema import read_index
+from fsg_jax.endoscopy.index.split_files import write_folds
 
 VIT = {"backbone": "vit_tiny", "patch_size": 16, "depth": 1, "hidden": 4}
 RESNET = {"backbone": "resnet18", "patch_size": None, "depth": None, "width": 2}

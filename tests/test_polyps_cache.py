@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cache import main
-from experiments.frame_rates import main as frame_rates
-from experiments.frame_rates import measure_frame_rate
-from fsg_jax.data.polyps.cache import CachedSource, build_cache
-from fsg_jax.data.polyps.cache_manifest import CacheError
-from fsg_jax.data.polyps.frames import FrameError, FrameSource
-from fsg_jax.data.polyps.schema import write_index
+from experiments.endoscopy.cache import main
+from experiments.endoscopy.frame_rates import main as frame_rates
+from experiments.endoscopy.frame_rates import measure_frame_rate
+from fsg_jax.endoscopy.frames.cache import CachedSource, build_cache
+from fsg_jax.endoscopy.frames.cache_manifest import CacheError
+from fsg_jax.endoscopy.frames.source import FrameError, FrameSource
+from fsg_jax.endoscopy.index.schema import write_index
 from tests.polyp_frames import make_set
 
 SHAPES = ((64, 48), (40, 60), (64, 48), (33, 35), (50, 50), (20, 70), (64, 48))

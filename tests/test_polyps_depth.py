@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsg_jax.data.polyps.depth_maps import (
+from fsg_jax.endoscopy.frames.decode import place_frame
+from fsg_jax.endoscopy.frames.depth_maps import (
     DepthInfo,
     check_depth,
     depth_path,
@@ -16,9 +17,8 @@ from fsg_jax.data.polyps.depth_maps import (
     write_depth,
     write_depth_info,
 )
-from fsg_jax.data.polyps.frames import FrameError, FrameSource
-from fsg_jax.data.polyps.images import place_frame
-from fsg_jax.data.polyps.schema import from_rows
+from fsg_jax.endoscopy.frames.source import FrameError, FrameSource
+from fsg_jax.endoscopy.index.schema import from_rows
 from tests.polyp_frames import draw, make_set, row
 
 SQUARE = place_frame(32, 32, 32)

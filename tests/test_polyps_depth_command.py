@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.depth import main
+from experiments.endoscopy.depth import main
 from experiments.errors import UserError
-from fsg_jax.data.polyps.depth_maps import DEPTH_INFO, DepthInfo, check_depth, depth_path, read_depth_info
-from fsg_jax.data.polyps.schema import from_rows, write_index
+from fsg_jax.endoscopy.frames.depth_maps import DEPTH_INFO, DepthInfo, check_depth, depth_path, read_depth_info
+from fsg_jax.endoscopy.index.schema import from_rows, write_index
 from tests.polyp_frames import make_set, row
 from tests.torchvision_operators import declare_missing_operators
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fsg_jax.data.polyps.frames import FrameError, FrameSource
-from fsg_jax.data.polyps.images import place_box, place_frame
-from fsg_jax.data.polyps.schema import from_rows
+from fsg_jax.endoscopy.frames.decode import place_box, place_frame
+from fsg_jax.endoscopy.frames.source import FrameError, FrameSource
+from fsg_jax.endoscopy.index.schema import from_rows
 from tests.polyp_frames import COLOUR, draw, make_set, row
 
 

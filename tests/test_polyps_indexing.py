@@ -9,17 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from experiments import index as command
+from experiments.endoscopy import index as command
 from experiments.errors import UserError
 from experiments.run_folder import BusyError, RunFolder
-from fsg_jax.data.polyps import layout, real_colon
-from fsg_jax.data.polyps.indexing import build_index
-from fsg_jax.data.polyps.parallel import map_bounded
-from fsg_jax.data.polyps.real_colon import open_real_colon
-from fsg_jax.data.polyps.reasons import Reason
-from fsg_jax.data.polyps.reference_lists import LIST_COLUMNS, export_lists, read_lists
-from fsg_jax.data.polyps.schema import read_index
-from fsg_jax.data.polyps.sun import open_sun
+from fsg_jax.endoscopy.index.schema import read_index
+from fsg_jax.endoscopy.readers import layout, real_colon
+from fsg_jax.endoscopy.readers.indexing import build_index
+from fsg_jax.endoscopy.readers.parallel import map_bounded
+from fsg_jax.endoscopy.readers.real_colon import open_real_colon
+from fsg_jax.endoscopy.readers.reasons import Reason
+from fsg_jax.endoscopy.readers.reference_lists import LIST_COLUMNS, export_lists, read_lists
+from fsg_jax.endoscopy.readers.sun import open_sun
 from tests.polyp_files import sun_image, write_csv, write_lesions, write_real_colon, write_sun, xml_text
 
 OUTPUTS = ("index.parquet", "dropped.csv", "notes.csv")
@@ -191,7 +191,7 @@ def as_lists(table: pa.Table) -> pa.Table:
 
 @pytest.mark.parametrize("name", ["real_colon", "sun"])
 def test_lists_out_and_in_again(indexes, roots, tmp_path, name, monkeypatch):
-    monkeypatch.setattr("fsg_jax.data.polyps.reference_lists.ROWS_PER_PART", 4)
+    monkeypatch.setattr("fsg_jax.endoscopy.readers.reference_lists.ROWS_PER_PART", 4)
     table, _ = read_index(indexes[name])
     paths = export_lists(table, tmp_path)
     assert [path.name for path in paths] == [f"polypsizing_{name[:4].rstrip('_')}_part{k}.csv" for k in (1, 2, 3)]

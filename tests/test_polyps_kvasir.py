@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsg_jax.data.polyps.frames import FrameSource
-from fsg_jax.data.polyps.indexing import build_index
-from fsg_jax.data.polyps.kvasir import open_kvasir, read_kvasir
-from fsg_jax.data.polyps.reasons import Reason
-from fsg_jax.data.polyps.schema import read_index
+from fsg_jax.endoscopy.frames.source import FrameSource
+from fsg_jax.endoscopy.index.schema import read_index
+from fsg_jax.endoscopy.readers.indexing import build_index
+from fsg_jax.endoscopy.readers.kvasir import open_kvasir, read_kvasir
+from fsg_jax.endoscopy.readers.reasons import Reason
 
 # Of a frame of 80x60 pixels: id, boxes.
 BOXES = {"a2": [[10, 12, 40, 36]], "a10": [[0, 0, 20, 15], [60, 45, 80, 60]], "ß": [[4, 3, 77, 58]]}

@@ -72,7 +72,7 @@ def is_worker(pid: int) -> bool:
 
 
 def start(root: Path, out: Path, **kwargs: object) -> subprocess.Popen:
-    args = ["-m", "experiments.index", "real-colon", root, "--out", out, "--verify", "none", "--workers", "2"]
+    args = ["-m", "experiments.endoscopy.index", "real-colon", root, "--out", out, "--verify", "none", "--workers", "2"]
     return subprocess.Popen([sys.executable, *map(str, args)], cwd=ROOT, text=True, **kwargs)
 
 

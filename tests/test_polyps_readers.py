@@ -9,17 +9,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fsg_jax.data.polyps.boxes import Box, fit_box
-from fsg_jax.data.polyps.csv_files import read_patients
-from fsg_jax.data.polyps.indexing import build_index
-from fsg_jax.data.polyps.real_colon import open_real_colon
-from fsg_jax.data.polyps.reasons import Reason, RefusedError
-from fsg_jax.data.polyps.schema import read_index
-from fsg_jax.data.polyps.sizes import Size, parse_size, read_sizes
-from fsg_jax.data.polyps.sun import open_sun
-from fsg_jax.data.polyps.sun_lines import parse_lines
-from fsg_jax.data.polyps.verify import check_frame
-from fsg_jax.data.polyps.voc import MAX_BYTES, VocObject, parse_annotation
+from fsg_jax.endoscopy.index.schema import read_index
+from fsg_jax.endoscopy.readers.boxes import Box, fit_box
+from fsg_jax.endoscopy.readers.csv_files import read_patients
+from fsg_jax.endoscopy.readers.indexing import build_index
+from fsg_jax.endoscopy.readers.real_colon import open_real_colon
+from fsg_jax.endoscopy.readers.reasons import Reason, RefusedError
+from fsg_jax.endoscopy.readers.sizes import Size, parse_size, read_sizes
+from fsg_jax.endoscopy.readers.sun import open_sun
+from fsg_jax.endoscopy.readers.sun_lines import parse_lines
+from fsg_jax.endoscopy.readers.verify import check_frame
+from fsg_jax.endoscopy.readers.voc import MAX_BYTES, VocObject, parse_annotation
 from tests.polyp_files import (
     REAL_SIZES,
     sun_image,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsg_jax.data.order import BatchOrder
-from fsg_jax.data.polyps.sampling import epoch_length, rows_by_polyp, sample_epoch, sample_fixed
+from fsg_jax.data.batches import BatchOrder
+from fsg_jax.endoscopy.index.sampling import epoch_length, rows_by_polyp, sample_epoch, sample_fixed
 from tests.polyp_tables import cohort, polyp_rows, table_of
 
 FRAMES = (100, 5, 1, 2)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import split
+from experiments.endoscopy import split
 from experiments.errors import UserError
-from fsg_jax.data.polyps.reference_lists import LIST_COLUMNS, export_lists
-from fsg_jax.data.polyps.roles import roles
-from fsg_jax.data.polyps.schema import sort_index, write_index
-from fsg_jax.data.polyps.split_files import read_folds, write_folds
-from fsg_jax.data.polyps.split_import import import_audit, import_official, keep_listed
-from fsg_jax.data.polyps.splits import SplitError, make_folds
+from fsg_jax.endoscopy.index.folds import SplitError, make_folds
+from fsg_jax.endoscopy.index.roles import roles
+from fsg_jax.endoscopy.index.schema import sort_index, write_index
+from fsg_jax.endoscopy.index.split_files import read_folds, write_folds
+from fsg_jax.endoscopy.index.split_import import import_audit, import_official, keep_listed
+from fsg_jax.endoscopy.readers.reference_lists import LIST_COLUMNS, export_lists
 from tests.polyp_tables import cases, cohort, polyp_rows, table_of
 
 TABLE = sort_index(table_of(cohort()))

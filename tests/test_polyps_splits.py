@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold
 
-from fsg_jax.data.polyps.order import natural_order
-from fsg_jax.data.polyps.roles import Roles, Shared, roles
-from fsg_jax.data.polyps.schema import COLUMNS, polyp_keys, sort_index
-from fsg_jax.data.polyps.split_files import read_folds, write_folds
-from fsg_jax.data.polyps.splits import GROUPS, SIZE_GROUPS, Folds, SplitError, group_counts, make_folds, size_group
+from fsg_jax.endoscopy.index.folds import GROUPS, SIZE_GROUPS, Folds, SplitError, group_counts, make_folds, size_group
+from fsg_jax.endoscopy.index.roles import Roles, Shared, roles
+from fsg_jax.endoscopy.index.schema import COLUMNS, polyp_keys, sort_index
+from fsg_jax.endoscopy.index.sort import natural_order
+from fsg_jax.endoscopy.index.split_files import read_folds, write_folds
 from tests.polyp_tables import cases, cohort, polyp_rows, table_of
 
 TABLE = table_of(cohort())

@@ -11,14 +11,14 @@ import pytest
 from toy import Mlp, batch, new_state, two_optimizers
 
 import fsg_jax as fsg
-from fsg_jax.gradients import pass_gradient
 from fsg_jax.models.resnet import BasicBlock, ResNet
 from fsg_jax.models.vit import ViT
-from fsg_jax.prefix import split_before
+from fsg_jax.routing.gradients import pass_gradient
+from fsg_jax.routing.shared_prefix import split_before
 
 
 def unshared(state, gate, main, data, key, shardings, trainable, model_state, moved):
-    """In place of `fsg_jax.shared_passes.shared_passes`: two passes that have nothing in common."""
+    """In place of `fsg_jax.routing.shared_passes.shared_passes`: two passes that have nothing in common."""
     del trainable, model_state, moved
     return tuple(partial(pass_gradient, state, objective, data, key, 1, shardings) for objective in (gate, main))
 
@@ -150,7 +150,7 @@ def steps(model, data, *, apart, tx=None, **options):
     """The state and metrics after three steps, the two passes apart or with their common part shared."""
     with pytest.MonkeyPatch.context() as patch:
         if apart:
-            patch.setattr("fsg_jax.step.shared_passes", unshared)
+            patch.setattr("fsg_jax.training.step.shared_passes", unshared)
         state = fsg.init_state(model, tx or two_optimizers(), jax.random.key(0), data["image"])
         step = fsg.make_train_step(fsg.losses.cross_entropy, **options)
         for _ in range(3):

@@ -13,8 +13,8 @@ import pytest
 from toy import batch, new_state, train_step
 
 import fsg_jax as fsg
-from fsg_jax.collectives import Collective, list_collectives, predict_communication, summarise_collectives
-from fsg_jax.sharding import initialize_distributed, make_mesh, shard_batch, shard_state, state_shardings
+from experiments.bench.hlo import Collective, list_collectives, predict_communication, summarise_collectives
+from fsg_jax.training.sharding import initialize_distributed, make_mesh, shard_batch, shard_state, state_shardings
 
 TESTS = Path(__file__).parent
 FAST = ("resnet sequential", "vit sequential", "vit fsdp", "checkpoints", "nested", "odd batch", "odd mesh")

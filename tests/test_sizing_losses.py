@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsg_jax import sizing
-from fsg_jax.losses import smooth_l1
+from fsg_jax.endoscopy import sizing
+from fsg_jax.training.losses import smooth_l1
 
 SIZES = np.array([2, 3, 5, 6, 9, 10, 15, 20], np.float32)
 SCALED = [-0.846154, -0.743590, -0.538462, -0.435897, -0.128205, -0.025641, 0.487179, 1.0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from fsg_jax import sizing
+from fsg_jax.endoscopy import sizing
 
 D, S, L = 0, 1, 2
 TRUTH = np.array([D, D, D, S, S, L])

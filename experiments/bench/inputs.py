@@ -12,8 +12,8 @@ from experiments.bench.record import Bench
 from experiments.bench.resident_steps import make_dataset, make_step
 from experiments.bench.settings import Settings
 from experiments.bench.timing import interleave, paired_ratio
-from fsg_jax.data.order import shuffled
-from fsg_jax.data.pipeline import make_loader
+from fsg_jax.data.batches import shuffled
+from fsg_jax.data.loader import make_loader
 from fsg_jax.data.prefetch import Prefetch
 from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
 

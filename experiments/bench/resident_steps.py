@@ -11,8 +11,8 @@ import fsg_jax as fsg
 from experiments.bench.models_jax import make_state
 from experiments.bench.settings import Settings
 from fsg_jax import augment
-from fsg_jax.data.dataset import ImageDataset
-from fsg_jax.data.order import shuffled
+from fsg_jax.data.batches import shuffled
+from fsg_jax.data.images import ImageDataset
 from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
 from fsg_jax.typing import Transform
 

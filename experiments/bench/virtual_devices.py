@@ -12,10 +12,10 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fsg_jax as fsg
+from experiments.bench.hlo import list_collectives, predict_communication, summarise_collectives
 from experiments.bench.models_jax import make_batch, make_state
 from experiments.bench.settings import Settings
-from fsg_jax.collectives import list_collectives, predict_communication, summarise_collectives
-from fsg_jax.sharding import AXES, make_mesh, state_shardings
+from fsg_jax.training.sharding import AXES, make_mesh, state_shardings
 
 DEVICES = (8, 64, 512)
 LINKS = {"450 GB/s": 450e9, "50 GB/s": 50e9}

@@ -8,7 +8,7 @@ experiments/results/polyp_phantom.
 """
 
 from experiments.config import Gate, Optimizer, Train
-from experiments.polyps.config import MultiStream, PolypData, PolypExperiment
+from experiments.endoscopy.polyp_config import MultiStream, PolypData, PolypExperiment
 
 CONFIG = PolypExperiment(
     name="polyp_phantom",

@@ -14,7 +14,7 @@ at hand.
 """
 
 from experiments.config import Gate, Optimizer, Train
-from experiments.polyps.config import PolypExperiment
+from experiments.endoscopy.polyp_config import PolypExperiment
 
 CONFIG = PolypExperiment(
     name="polyp_size",

@@ -6,28 +6,20 @@
 
 from fsg_jax.augment.geometry import cutout, random_crop, random_flip
 from fsg_jax.augment.mixing import cutmix, mixup, mixup_or_cutmix
-from fsg_jax.augment.paired import box_to_mask, paired_flip, paired_rotation
 from fsg_jax.augment.photometric import colour_jitter, gaussian_noise
 from fsg_jax.augment.pipeline import chain, normalize, to_float
 from fsg_jax.augment.policy import OPERATIONS, trivial_augment
-from fsg_jax.augment.streams import ENDOSCOPY_MEAN, ENDOSCOPY_STD, make_streams
 
 __all__ = [
-    "ENDOSCOPY_MEAN",
-    "ENDOSCOPY_STD",
     "OPERATIONS",
-    "box_to_mask",
     "chain",
     "colour_jitter",
     "cutmix",
     "cutout",
     "gaussian_noise",
-    "make_streams",
     "mixup",
     "mixup_or_cutmix",
     "normalize",
-    "paired_flip",
-    "paired_rotation",
     "random_crop",
     "random_flip",
     "to_float",

@@ -14,7 +14,7 @@ from fsg_jax.data.cifar100_files import (
     read_npz,
     read_python,
 )
-from fsg_jax.data.dataset import ImageDataset
+from fsg_jax.data.images import ImageDataset
 from fsg_jax.data.tfds_source import read_tfds
 
 # Over all pixels of the 50,000 training images, values in [0, 1]; red, green, blue. The 5,000 rows of a

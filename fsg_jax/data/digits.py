@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fsg_jax.data.dataset import ImageDataset
 from fsg_jax.data.extras import import_extra
+from fsg_jax.data.images import ImageDataset
 from fsg_jax.data.splits import split_test
 
 

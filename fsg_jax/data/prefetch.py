@@ -30,7 +30,7 @@ class Prefetch(Iterator[Any]):
 
     Args:
       batches: what is read from.
-      put: e.g. `jax.device_put`, or `fsg_jax.sharding.shard_batch` on a mesh.
+      put: e.g. `jax.device_put`, or `fsg_jax.training.sharding.shard_batch` on a mesh.
       size: how many batches are held.
 
     Raises:

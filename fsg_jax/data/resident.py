@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from fsg_jax.data.dataset import ImageDataset
-from fsg_jax.data.order import BatchOrder
-from fsg_jax.lookup import look_up
+from fsg_jax._checks import look_up
+from fsg_jax.data.batches import BatchOrder
+from fsg_jax.data.images import ImageDataset
 from fsg_jax.typing import Batch, PyTree
 
 DISPATCHES = ("loop", "scan")

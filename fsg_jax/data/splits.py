@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int, Int64
 
-from fsg_jax.data.dataset import ImageDataset
+from fsg_jax.data.images import ImageDataset
 
 
 def _per_class(counts: np.ndarray, size: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import flax.linen as nn
 
-from fsg_jax.lookup import did_you_mean, look_up
+from fsg_jax._checks import did_you_mean, look_up
 from fsg_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
 from fsg_jax.models.resnet import RESNETS, ResNet
 from fsg_jax.models.vit import VITS, ViT

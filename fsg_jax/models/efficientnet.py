@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from fsg_jax.attention_gates import pool_channels, scale_channels
+from fsg_jax.gates.channel_attention import pool_channels, scale_channels
 from fsg_jax.models.layers import (
     DropPath,
     FeatureMaps,

@@ -1,0 +1,1 @@
+"""Polyp sizing: data commands, cohorts and experiments."""

@@ -1,0 +1,208 @@
+"""`python -m experiments.index COMMAND`: makes the index of a dataset of polyps."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from experiments.errors import Interrupted, UserError, run_main
+from experiments.run_folder import RunFolder, read_json, write_json, writing_to
+from fsg_jax.endoscopy.index.schema import read_index, write_index
+from fsg_jax.endoscopy.readers.csv_files import read_patients
+from fsg_jax.endoscopy.readers.indexing import INDEX, build_index
+from fsg_jax.endoscopy.readers.kvasir import open_kvasir
+from fsg_jax.endoscopy.readers.kvasir_boxes import CSV_FILE, JSON_FILES
+from fsg_jax.endoscopy.readers.layout import Layout
+from fsg_jax.endoscopy.readers.real_colon import open_real_colon
+from fsg_jax.endoscopy.readers.reference_lists import export_lists, read_lists
+from fsg_jax.endoscopy.readers.reports import write_reports
+from fsg_jax.endoscopy.readers.sun import SIZES, open_sun
+from fsg_jax.endoscopy.readers.verify import Verify
+
+SUMMARY = "summary.json"
+WORKERS = min(os.cpu_count() or 1, 4)
+Root = Annotated[Path, tyro.conf.Positional]
+
+
+def index_real_colon(
+    root: Root,
+    out: Path,
+    workers: int = WORKERS,
+    verify: Verify = "decode",
+    name: str = "real_colon",
+    patients: Path | None = None,
+) -> None:
+    """Index REAL-Colon as distributed.
+
+    Args:
+        root: Holds *_frames, *_annotations, lesion_info.csv and video_info.csv.
+        out: Folder of the index; an interrupted command continues there.
+        workers: Processes; each takes about 250 MB.
+        verify: Frames with a box: decode them, check their header and end, or do not look at them.
+        name: The dataset's name in the index.
+        patients: CSV with columns video_id, patient_id; by default each video is a patient.
+    """
+    tables = [root / "lesion_info.csv", root / "video_info.csv"]
+    layout = open_real_colon(root, name=name, verify=verify, patients=_patients(patients, tables))
+    _index("real-colon", layout, tables, out, workers)
+
+
+def index_sun(
+    root: Root,
+    out: Path,
+    sizes: Path | None = None,
+    workers: int = WORKERS,
+    verify: Verify = "decode",
+    name: str = "sun",
+    patients: Path | None = None,
+) -> None:
+    """Index SUN (Misawa et al. 2021) as distributed, or with renamed frames.
+
+    Args:
+        root: Holds sundatabase_positive_part*/ or case*/ or renamed/, and annotation_txt/ there or in a part.
+        out: Folder of the index; an interrupted command continues there.
+        sizes: CSV with columns ID, Size; by default metadata/sun_dataset_labels.csv under the root.
+        workers: Processes; each takes about 250 MB.
+        verify: Frames with a box: decode them, check their header and end, or read their size only.
+        name: The dataset's name in the index.
+        patients: CSV with columns video_id, patient_id, the video being the case number; by default each is a patient.
+    """
+    tables = [sizes or root / SIZES]
+    layout = open_sun(root, sizes=sizes, name=name, verify=verify, patients=_patients(patients, tables))
+    _index("sun", layout, tables, out, workers)
+
+
+def index_kvasir(
+    root: Root, out: Path, workers: int = WORKERS, verify: Verify = "decode", name: str = "kvasir_seg"
+) -> None:
+    """Index Kvasir-SEG, which has boxes and masks but no sizes.
+
+    Args:
+        root: Holds images/, masks/ and kavsir_bboxes.json, or resized frames and index.csv.
+        out: Folder of the index; an interrupted command continues there.
+        workers: Processes; each takes about 250 MB.
+        verify: Frames: decode them, check their header and end, or read their size only.
+        name: The dataset's name in the index.
+    """
+    tables = [root / file for file in (CSV_FILE, *JSON_FILES)]
+    _index("kvasir", open_kvasir(root, name=name, verify=verify), tables, out, workers)
+
+
+def export(index: Root, out: Path) -> None:
+    """Write an index as the CSV lists of the reference code.
+
+    Args:
+        index: Folder of an index.
+        out: Folder of the lists, polypsizing_{real,sun}_part*.csv.
+    """
+    table, _ = read_index(index)
+    with writing_to(out):
+        paths = export_lists(table, out)
+    print(f"{len(table)} rows in {len(paths)} lists, in {out}")
+
+
+def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root: tuple[str, ...], out: Path) -> None:
+    """Make an index from the CSV lists of the reference code; the images are not looked at.
+
+    Args:
+        lists: The polypsizing_*.csv.
+        root: DATASET=FOLDER, with DATASET real_colon or sun, for each dataset in the lists.
+        out: Folder of the index.
+    """
+    roots = _roots(root)
+    if not lists:
+        raise UserError("import-lists: expected the paths of polypsizing_*.csv, found none")
+    config: dict[str, Any] = {"index": "import-lists", "root": {name: str(path) for name, path in roots.items()}}
+    config["tables"] = {str(path.resolve()): _digest(path) for path in lists}
+    with RunFolder(out, config, resume=True) as folder:
+        started = time.monotonic()
+        table, events = read_lists(lists, roots)
+        with writing_to(out):
+            dropped, notes = write_reports(events, out)
+            found = set(table.column("dataset").unique().to_pylist())
+            write_index(table, out / INDEX, {name: str(path) for name, path in roots.items() if name in found})
+        counts = {"lists": len(lists), "rows": len(table), "dropped": dropped, "notes": notes}
+        counts |= {"synthetic": any(table.column("synthetic").to_pylist())}
+        _finish(folder.path, counts | {"seconds": round(time.monotonic() - started, 2)})
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "real-colon": index_real_colon,
+    "sun": index_sun,
+    "kvasir": index_kvasir,
+    "export": export,
+    "import-lists": import_lists,
+}
+
+
+def _index(command: str, layout: Layout, tables: list[Path], out: Path, workers: int) -> None:
+    config: dict[str, Any] = {"index": command, "root": str(layout.root), "name": layout.name, "verify": layout.verify}
+    config |= {"synthetic": layout.synthetic, "tables": {path.name: _digest(path) for path in tables if path.exists()}}
+    with RunFolder(out, config, resume=True) as folder:
+        if (folder.path / SUMMARY).exists():
+            print(f"{out} holds the finished index already; remove it, or choose another --out, to index again\n")
+            return _print(read_json(folder.path / SUMMARY))
+        with tqdm(total=layout.count_files(), unit=" files", disable=None) as bar:
+            try:
+                counts = build_index(layout, folder.path, workers=workers, progress=bar.update)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"a worker process was killed ({error}); the same command continues in {out}"
+                ) from error
+            except KeyboardInterrupt:
+                raise Interrupted(f"stopped; the same command continues in {out}") from None
+        _finish(folder.path, counts)
+
+
+def _finish(out: Path, counts: dict[str, Any]) -> None:
+    with writing_to(out):
+        write_json(out / SUMMARY, counts)
+    _print(counts)
+
+
+def _print(counts: dict[str, Any]) -> None:
+    for title, group in (("indexed", counts), ("dropped", counts["dropped"]), ("noted", counts["notes"])):
+        print(title)
+        rows = [(key, value) for key, value in group.items() if not isinstance(value, dict)]
+        for key, value in rows or [("nothing", "")]:
+            print(f"  {key.replace('_', ' '):<52} {value}")
+
+
+def _patients(path: Path | None, tables: list[Path]) -> dict[str, str]:
+    if path is None:
+        return {}
+    tables.append(path)
+    return read_patients(path)
+
+
+def _roots(texts: tuple[str, ...]) -> dict[str, Path]:
+    parts = [text.partition("=") for text in texts]
+    roots = {name: folder for name, _, folder in parts}
+    for name, folder in roots.items():
+        if name not in ("real_colon", "sun") or not Path(folder).is_dir() or not folder:
+            raise UserError(
+                f"--root: found {name}={folder}; expected real_colon=FOLDER or sun=FOLDER, a folder there is"
+            )
+    return {name: Path(folder).resolve() for name, folder in roots.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> None:
+    """Command line."""
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="python -m experiments.index", description="Make the index of a dataset of polyps."
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,21 @@
+"""``python -m experiments.phantom --out DIR --layout real-colon|sun``."""
+
+import tyro
+
+from experiments.endoscopy.phantom.config import Config
+from experiments.endoscopy.phantom.make import make_phantom
+from experiments.errors import Interrupted, run_main
+
+
+def main() -> None:
+    """Makes the set that the command line asks for."""
+    config = tyro.cli(Config, prog="python -m experiments.phantom")
+    try:
+        made = make_phantom(config)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; nothing was written") from None
+    print(f"{config.out}: {'made' if made else 'already there'}; synthetic, {config.polyps} polyps, {config.layout}")
+
+
+if __name__ == "__main__":
+    run_main(main)

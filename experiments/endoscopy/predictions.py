@@ -1,0 +1,99 @@
+"""Predictions of single frames: computed, summarised, and written beside the record of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import fsg_jax as fsg
+from experiments.endoscopy import cohort as data
+from experiments.endoscopy.polyp_config import PolypExperiment
+from experiments.errors import NotFiniteError
+from fsg_jax.endoscopy import sizing
+from fsg_jax.endoscopy.sizing.targets import SizeTask
+from fsg_jax.typing import Batch
+
+FILE = "predictions.parquet"
+KEYS = ("dataset", "polyp_id", "video_id", "patient_id", "frame_id", "image_path", "synthetic", "size_censored")
+BOX = ("xmin", "ymin", "xmax", "ymax")
+
+Predictor = Callable[[fsg.TrainState, Batch], dict[str, jax.Array]]
+
+
+def predict(experiment: PolypExperiment, predictor: Predictor, state: fsg.TrainState, rows: np.ndarray) -> pa.Table:
+    """One row a frame: its keys, box and size, the predictions, and the loss."""
+    parts = []
+    for batch in data.eval_batches(experiment, rows):
+        valid = batch.pop("valid")
+        parts.append({k: np.asarray(v)[valid] for k, v in jax.device_get(predictor(state, batch)).items()})
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if bad := sorted(name for name, values in found.items() if not np.isfinite(values).all()):
+        raise NotFiniteError(f"predictions: {', '.join(bad)} are NaN or Inf; the last good checkpoint is kept")
+    table = data.load_cohort(experiment.data).table.take(rows)
+    columns = {name: table.column(name) for name in (*KEYS, *BOX, "width", "height", "size_mm")}
+    return pa.table(columns | found)
+
+
+def summarise(table: pa.Table, target: SizeTask) -> dict[str, float]:
+    """The mean loss, and metrics of frames and (``polyp_``) of polyps; without those of classes that do not occur."""
+    loss = {"loss": float(table.column("loss").to_numpy().mean())}
+    truth = table.column("size_mm").to_numpy().astype(np.float64)
+    polyp = polyp_names(table)
+    if target.scheme is None:
+        predicted = table.column("predicted_mm").to_numpy().astype(np.float64)
+        frames = sizing.regression_metrics(truth, predicted)
+        polyps = sizing.aggregate_sizes(polyp, truth, predicted)
+        return loss | frames | _of_polyps(sizing.regression_metrics(polyps.size_mm, polyps.predicted_mm))
+    names = target.scheme.columns
+    columns = {name: table.column(name).to_numpy().astype(np.float64) for name in names}
+    _, sizes, _, means = sizing.aggregate_probabilities(polyp, truth, columns)
+    return loss | _classes(truth, columns, target) | _of_polyps(_classes(sizes, means, target))
+
+
+def with_baselines(table: pa.Table, cohort: data.Cohort) -> pa.Table:
+    """`table` with what two predictors without a network say, fitted on the training frames.
+
+    ``baseline_mean_mm`` is the mean size of the training polyps, ``baseline_box_area_mm`` a regression of log size on
+    the log of the box's share of the frame.
+    """
+    train = cohort.table.take(np.concatenate(cohort.polyps))
+    sizes, names = train.column("size_mm").to_numpy().astype(np.float64), polyp_names(train)
+    predictors = {"mean": sizing.fit_mean(sizes, names), "box_area": sizing.fit_box_area(sizes, _areas(train), names)}
+    for name, predictor in predictors.items():
+        table = table.append_column(f"baseline_{name}_mm", pa.array(predictor(_areas(table)), pa.float64()))
+    return table
+
+
+def _areas(table: pa.Table) -> np.ndarray:
+    box = np.stack([table.column(name).to_numpy() for name in BOX], -1)
+    return sizing.relative_area(box, table.column("width").to_numpy(), table.column("height").to_numpy())
+
+
+def polyp_names(table: pa.Table) -> list[str]:
+    """A name that is unique over datasets, for every row."""
+    pairs = zip(table.column("dataset").to_pylist(), table.column("polyp_id").to_pylist(), strict=True)
+    return [f"{dataset}/{polyp}" for dataset, polyp in pairs]
+
+
+def write_predictions(folder: Path, table: pa.Table, fold: int) -> None:
+    """Writes `FILE` into the folder of a run, whole or not at all."""
+    table = table.append_column("fold", pa.array([fold] * table.num_rows, pa.int32()))
+    temporary = folder / (FILE + ".tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(folder / FILE)
+
+
+def _of_polyps(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"polyp_{name}": value for name, value in metrics.items()}
+
+
+def _classes(truth: np.ndarray, columns: dict[str, Any], target: SizeTask) -> dict[str, float]:
+    assert target.scheme is not None
+    predicted = np.stack(list(columns.values())).argmax(0)
+    classes = np.asarray(sizing.class_of(truth, target.scheme))
+    metrics = sizing.classification_metrics(classes, predicted, target.scheme)
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}

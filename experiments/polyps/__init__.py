@@ -1,1 +1,0 @@
-"""Polyp sizing: configuration, task, predictions and panels."""

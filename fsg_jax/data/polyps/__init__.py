@@ -1,1 +1,0 @@
-"""Polyps in endoscopy video: readers, index, splits, sampling and frames."""

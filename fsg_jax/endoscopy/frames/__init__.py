@@ -1,0 +1,1 @@
+"""Frames: decoding, depth maps and the cache."""

@@ -1,0 +1,1 @@
+"""The index of frames: its table, folds, roles and sampling."""

@@ -1,0 +1,141 @@
+"""The index of polyp boxes: its columns, its order and its file."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fsg_jax.data.extras import import_extra
+
+Table: TypeAlias = Any
+"""A `pyarrow.Table` with the columns of `COLUMNS`."""
+
+COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "video_id": "string",
+    "patient_id": "string",
+    "polyp_id": "string",
+    "frame_id": "string",
+    "image_path": "string",
+    "mask_path": "string",
+    "width": "int32",
+    "height": "int32",
+    "xmin": "int32",
+    "ymin": "int32",
+    "xmax": "int32",
+    "ymax": "int32",
+    "size_mm": "float32",
+    "size_censored": "bool",
+    "synthetic": "bool",
+}
+"""Name and Arrow type of every column; one row is one polyp in one frame.
+
+Paths are relative to the dataset's root, with forward slashes. `mask_path` is null where there is no segmentation,
+`size_mm` where no size is known (which only a dataset without sizes has). The box is half-open, ``xmin <= x < xmax``,
+in pixels of the frame, inside it. `size_censored`: the polyp is `size_mm` or larger.
+"""
+
+METADATA = b"fsg_jax.index"
+_NULLABLE = ("mask_path", "size_mm")
+
+
+def index_schema() -> Any:
+    """The `pyarrow.Schema` of an index."""
+    pa = import_extra("pyarrow", "endoscopy")
+    types = {"string": pa.string(), "int32": pa.int32(), "float32": pa.float32(), "bool": pa.bool_()}
+    return pa.schema([pa.field(name, types[kind], nullable=name in _NULLABLE) for name, kind in COLUMNS.items()])
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A sort key by which digits compare as numbers: ``case2`` before ``case10``."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part)
+
+
+def sort_index(table: Table) -> Table:
+    """The rows by dataset, polyp, frame and box in natural order, whatever order they came in."""
+    from fsg_jax.endoscopy.index.sort import natural_order  # which imports this module
+
+    return table.take(natural_order(table))
+
+
+def write_index(table: Table, path: Path, roots: Mapping[str, str]) -> None:
+    """Writes `table`, sorted, as Parquet, whole or not at all, with the root folder of every dataset in it.
+
+    Raises:
+      ValueError: the columns are not those of `COLUMNS`, or a dataset has no root.
+    """
+    pq = import_extra("pyarrow.parquet", "endoscopy")
+    table = check_index(table, str(path))
+    missing = set(table.column("dataset").unique().to_pylist()) - set(roots)
+    if missing:
+        raise ValueError(f"roots: expected the folder of every dataset, found none for {sorted(missing)}")
+    table = sort_index(table).replace_schema_metadata({METADATA: json.dumps({"roots": dict(roots)})})
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
+
+
+def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
+    """The rows of one index or several, sorted, and the root folder of each dataset.
+
+    Raises:
+      FileNotFoundError: a path does not exist.
+      ValueError: a file is no index, or two indexes hold the same dataset.
+    """
+    pa = import_extra("pyarrow", "endoscopy")
+    tables: list[Table] = []
+    roots: dict[str, Path] = {}
+    for path in paths:
+        table, found = _read(Path(path))
+        if twice := sorted(found.keys() & roots.keys()):
+            raise ValueError(f"{path}: dataset {twice[0]!r} is in an index before it too; expected each in one index")
+        tables.append(table)
+        roots |= found
+    if not tables:
+        raise ValueError("read_index: expected at least one path, found none")
+    return sort_index(pa.concat_tables(tables)), roots
+
+
+def _read(path: Path) -> tuple[Table, dict[str, Path]]:
+    pa, pq = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.parquet", "endoscopy")
+    file = path / "index.parquet" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file; expected an index (make one with the index command)")
+    try:
+        table = pq.read_table(file)
+        roots = json.loads(table.schema.metadata[METADATA])["roots"]
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: not an index of polyp boxes ({type(error).__name__}: {error})") from error
+    return check_index(table, str(file)).replace_schema_metadata(None), {k: Path(v) for k, v in roots.items()}
+
+
+def check_index(table: Table, origin: str) -> Table:
+    """`table` cast to the schema.
+
+    Raises:
+      ValueError: columns are missing or of another type, or a value is null that must not be.
+    """
+    pa = import_extra("pyarrow", "endoscopy")
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{origin}: the index lacks columns {missing}; expected {list(COLUMNS)}")
+    nulls = [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]
+    if nulls:
+        raise ValueError(f"{origin}: columns {nulls} have empty values; only {list(_NULLABLE)} may")
+    try:
+        return table.select(list(COLUMNS)).cast(index_schema())
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{origin}: a column has another type than the index: {error}") from error
+
+
+def polyp_keys(table: Table, column: str = "polyp_id") -> list[tuple[str, str]]:
+    """``(dataset, polyp_id)`` of every row, or ``(dataset, another column)``."""
+    return list(zip(table.column("dataset").to_pylist(), table.column(column).to_pylist(), strict=True))
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """An index table from row mappings with the keys of `COLUMNS`."""
+    pa = import_extra("pyarrow", "endoscopy")
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=index_schema())

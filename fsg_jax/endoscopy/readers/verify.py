@@ -1,0 +1,71 @@
+"""Whether the image of a frame can be used, and its size."""
+
+import os
+import stat
+import struct
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from fsg_jax.data.extras import import_extra
+from fsg_jax.endoscopy.readers.reasons import Reason, RefusedError
+
+Verify = Literal["decode", "header", "none"]
+_TAIL = 4096  # some writers pad after the end marker
+
+
+def check_frame(path: Path, verify: Verify) -> tuple[int, int]:
+    """Width and height of the image.
+
+    Args:
+      path: the image.
+      verify: ``"decode"`` decodes all of it, a JPEG at an eighth of its scale; ``"header"`` reads its header and looks
+        for the end marker of a JPEG; ``"none"`` reads the header only.
+
+    Raises:
+      RefusedError: it is missing, empty, truncated, unreadable or not RGB.
+    """
+    image_module = import_extra("PIL.Image", "endoscopy")
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise RefusedError(Reason.UNREADABLE_FRAME, "not a file")
+        if found.st_size == 0:
+            raise RefusedError(Reason.EMPTY_FRAME, "no bytes")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", image_module.DecompressionBombWarning)
+            with image_module.open(path) as image:
+                return _check_image(image, path, verify)
+    except FileNotFoundError:
+        raise RefusedError(Reason.MISSING_FRAME, "no such file") from None
+    except RefusedError:
+        raise
+    except (image_module.DecompressionBombWarning, image_module.DecompressionBombError) as error:
+        raise RefusedError(Reason.UNREADABLE_FRAME, str(error)) from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        truncated = "truncated" in str(error).lower()
+        reason = Reason.TRUNCATED_FRAME if truncated else Reason.UNREADABLE_FRAME
+        raise RefusedError(reason, _line(error).replace(str(path), path.name)) from error
+
+
+def _check_image(image: Any, path: Path, verify: Verify) -> tuple[int, int]:
+    size = image.size
+    if image.mode != "RGB":
+        raise RefusedError(Reason.NOT_RGB, f"mode {image.mode}; expected RGB")
+    if verify == "decode":
+        image.draft("RGB", (max(size[0] // 8, 1), max(size[1] // 8, 1)))
+        image.load()
+    elif verify == "header" and image.format == "JPEG" and b"\xff\xd9" not in _tail(path):
+        raise RefusedError(Reason.TRUNCATED_FRAME, "no end marker")
+    return size
+
+
+def _tail(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
+        return file.read()
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,118 @@
+"""Static gates: one learnable logit a channel, kept in the ``"gates"`` collection (Roffo et al. 2024).
+
+`Gate` is the only creator of that collection. Data-dependent gates (`fsg_jax.gates.channel_attention`) keep their
+weights in ``"params"``.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+from fsg_jax._checks import look_up
+from fsg_jax.gates.functions import get_squashing, is_stochastic, squash
+from fsg_jax.typing import AnyArray, Key
+
+GATES = "gates"
+"""Name of the variable collection of gate logits, and of the random stream that initialises and draws gates."""
+
+Initializer = Callable[[Key, tuple[int, ...]], Array]
+
+
+def xavier(kind: str, value: float) -> Initializer:
+    """``g ~ N(0, 2 / (1 + C))``: Glorot for a (1, C) matrix, the reference's default; sigmoid gates start near 0.5."""
+    del kind, value
+    return lambda key, shape: initializers.normal((2 / (1 + shape[0])) ** 0.5)(key, shape, jnp.float32)
+
+
+def he(kind: str, value: float) -> Initializer:
+    """``g ~ N(0, 2 / C)``: He for a (1, C) matrix."""
+    del kind, value
+    return lambda key, shape: initializers.normal((2 / shape[0]) ** 0.5)(key, shape, jnp.float32)
+
+
+def constant(kind: str, value: float) -> Initializer:
+    """``g = value``."""
+    del kind
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+def open_(kind: str, value: float) -> Initializer:
+    """``g`` at which this kind is near 1, so that a pretrained network keeps its function (not in the paper)."""
+    del value
+    return constant(kind, get_squashing(kind).open_logit)
+
+
+INITS: dict[str, Callable[[str, float], Initializer]] = {
+    "xavier": xavier,
+    "he": he,
+    "constant": constant,
+    "open": open_,
+}
+
+
+def get_init(init: str | Initializer, kind: str, value: float) -> Initializer:
+    """The initializer of a name in `INITS`, or `init` itself if it is callable."""
+    if callable(init):
+        return init
+    return look_up(INITS, init, "gate init")(kind, value)
+
+
+class Gate(nn.Module):
+    """Feature-Selection Gate: ``y = x * s(g)``, one logit ``g`` a channel (Roffo et al. 2024).
+
+    Works on inputs of any rank. Logits and squashing are float32 whatever the input's dtype; the product has the
+    input's dtype. Initialisation draws from the ``"gates"`` random stream, or from ``"params"`` where that is
+    the only one; a gate never shifts the draws of other modules.
+
+    Attributes:
+      axis: the channel axis, negative or not.
+      kind: how logits become values, a key of `fsg_jax.gates.functions.SQUASHINGS`; the paper's is ``"sigmoid"``.
+      logits_init: ``"xavier"`` (the reference's rule), ``"he"``, ``"constant"``, ``"open"``, or a function
+        ``(key, shape) -> logits``.
+      init_value: the logit for ``logits_init="constant"``.
+    """
+
+    axis: int = -1
+    kind: str = "sigmoid"
+    logits_init: str | Initializer = "xavier"
+    init_value: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[AnyArray, "..."], *, train: bool = False) -> Float[Array, "..."]:
+        """Gated `x`, same shape and dtype; `train` draws a stochastic kind at random from stream ``"gates"``.
+
+        Raises:
+          ValueError: unknown kind or init, `axis` out of range, or stored logits that do not fit the channels.
+        """
+        axis = _canonical_axis(self.axis, x)
+        init = get_init(self.logits_init, self.kind, self.init_value)
+        shape = (x.shape[axis],)
+        logits = self.variable(GATES, "logits", lambda: init(self.make_rng(GATES), shape)).value
+        if logits.shape != shape:
+            raise ValueError(
+                f"gate {'/'.join(self.path) or 'at the top'}: logits have shape {logits.shape}, but axis {self.axis} "
+                f"of the input of shape {x.shape} has {shape[0]} channels"
+            )
+        values = squash_in(self, logits, train)
+        return jnp.asarray(x) * along_axis(values, axis, x.ndim).astype(x.dtype)
+
+
+def squash_in(module: nn.Module, logits: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
+    """`logits` squashed by ``module.kind``, a stochastic kind in training with a draw of stream ``"gates"``."""
+    kind = module.kind
+    key = module.make_rng(GATES) if train and is_stochastic(kind) else None
+    return squash(logits, kind, key=key, train=train)
+
+
+def along_axis(values: Float[Array, " channels"], axis: int, ndim: int) -> Float[Array, "..."]:
+    """`values` reshaped to rank `ndim` with its entries along `axis`, ready to multiply."""
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _canonical_axis(axis: int, x: AnyArray) -> int:
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"gate axis {axis} is out of range for an input of shape {x.shape}")
+    return axis % x.ndim

@@ -1,0 +1,137 @@
+"""Optimizers by label: which transformation moves which leaf, every leaf exactly once."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import tree_flatten_with_path, tree_unflatten
+
+from fsg_jax.gates.gate import GATES
+from fsg_jax.typing import PyTree
+
+EVERYTHING = "all"
+"""The label of every leaf under a plain optax transformation."""
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedTransformation:
+    """Optimizers by label, of which single labels can be moved; made by `routed`.
+
+    Attributes:
+      transforms: label to transformation.
+      patterns: label to the regular expression of the leaf paths that it claims.
+    """
+
+    transforms: Mapping[str, optax.GradientTransformation]
+    patterns: Mapping[str, str]
+
+    def init(self, trainable: PyTree) -> optax.OptState:
+        """Optimizer state of all labels, as from `optax.partition`."""
+        return optax.partition(self.transforms, self.labels(trainable)).init(trainable)
+
+    def labels(self, tree: PyTree) -> PyTree:
+        """The label of every leaf of `tree`, a tree of strings. Raises ValueError as `routed` says."""
+        return label_tree(tree, self.patterns, self.transforms)
+
+    def step(
+        self, only: Collection[str], grads: PyTree, opt_state: optax.OptState, trainable: PyTree
+    ) -> tuple[PyTree, optax.OptState]:
+        """Moves the leaves of the labels `only`; all other leaves and optimizer states stay bit for bit as they are.
+
+        Args:
+          only: labels to move.
+          grads: gradients, with the structure of `trainable`; None where a leaf's label does not move.
+          opt_state: as from ``init``.
+          trainable: ``{"params": ..., "gates": ...}``.
+
+        Returns:
+          New `trainable` and `opt_state`.
+        """
+        labels = self.labels(trainable)
+        chosen = {k: t if k in only else _hold(t) for k, t in self.transforms.items()}
+        grads = jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads)
+        updates, opt_state = optax.partition(chosen, labels).update(grads, opt_state, trainable)
+        moved = jax.tree.map(lambda k, p, u: optax.apply_updates(p, u) if k in only else p, labels, trainable, updates)
+        return moved, opt_state
+
+
+def routed(labels: Mapping[str, str] | None = None, **transforms: optax.GradientTransformation) -> RoutedTransformation:
+    """One optax transformation a label: ``routed(params=optax.sgd(0.1), gates=optax.adam(1e-2))``.
+
+    A leaf's label is its collection (``"params"`` or ``"gates"``), unless a pattern in `labels` claims it::
+
+        routed(params=..., gates=..., frozen=optax.set_to_zero(), labels={"frozen": "params/(stem|stage1)/.*"})
+
+    Clipping and weight decay given inside a label's transformation see that label's leaves alone. Decoupled weight
+    decay on gate logits pulls sigmoid gates to 0.5, not to 0. `optax.partition` (alias `multi_transform`) does the
+    labelling.
+
+    Args:
+      labels: label to a regular expression that must match the whole path of a leaf (`re.fullmatch`), the path
+        being the tree's keys joined with ``/``, collection first.
+      **transforms: label to transformation.
+
+    Raises:
+      ValueError: at ``init`` and in the step, naming the leaf: a leaf with no transformation or with two labels;
+        a pattern that matches nothing. Here: a pattern for a label without a transformation.
+    """
+    if not transforms:
+        raise ValueError("routed needs at least one transformation, e.g. routed(params=optax.sgd(0.1))")
+    patterns = dict(labels or {})
+    for label in patterns.keys() - transforms.keys():
+        raise ValueError(f"labels names {label!r}, which has no transformation; there are {sorted(transforms)}")
+
+    return RoutedTransformation(transforms, patterns)
+
+
+def as_routed(tx: optax.GradientTransformation | RoutedTransformation) -> RoutedTransformation:
+    """`tx` itself if it is routed; else one that moves every leaf, gates too, under the label ``"all"``."""
+    if isinstance(tx, RoutedTransformation):
+        return tx
+    return routed(labels={EVERYTHING: ".*"}, **{EVERYTHING: tx})
+
+
+def label_tree(tree: PyTree, patterns: Mapping[str, str], known: Collection[str]) -> PyTree:
+    """The label of every leaf; every leaf has exactly one, or a ValueError names it. See `routed`."""
+    leaves, treedef = tree_flatten_with_path(tree)
+    paths = ["/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in leaves]
+    for label, pattern in patterns.items():
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise ValueError(f"the pattern {pattern!r} of label {label!r} matches none of {len(paths)} leaves")
+    return tree_unflatten(treedef, [_label_of(path, patterns, known) for path in paths])
+
+
+def _label_of(path: str, patterns: Mapping[str, str], known: Collection[str]) -> str:
+    claims = [label for label, pattern in patterns.items() if re.fullmatch(pattern, path)]
+    if len(claims) > 1:
+        raise ValueError(f"leaf {path!r} has more than one label: {sorted(claims)}")
+    label = claims[0] if claims else path.split("/")[0]
+    if label not in known:
+        raise ValueError(f"leaf {path!r} has label {label!r}, which no transformation moves; there are {sorted(known)}")
+    return label
+
+
+def gate_labels(tree: Mapping[str, PyTree], labels: PyTree) -> frozenset[str]:
+    """Labels all of whose leaves are in the ``"gates"`` collection.
+
+    Raises:
+      ValueError: a label that holds gates and other leaves, unless it is the only label.
+    """
+    of_gates = set(jax.tree.leaves(labels.get(GATES, {})))
+    of_others = {k for name in tree if name != GATES for k in jax.tree.leaves(labels[name])}
+    mixed = of_gates & of_others
+    if mixed and mixed != of_gates | of_others:
+        raise ValueError(f"labels {sorted(mixed)} hold both gates and other leaves; give the gates labels of their own")
+    return frozenset(of_gates - of_others)
+
+
+def _hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(jnp.zeros_like, updates), state
+
+    return optax.GradientTransformation(tx.init, update)
