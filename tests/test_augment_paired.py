@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from fsg_jax.augment import box_to_mask, chain, colour_jitter, gaussian_noise, paired_flip, paired_rotation
+from fsg_jax.augment import chain, colour_jitter, gaussian_noise
 from fsg_jax.augment.photometric import ADJUSTMENTS
+from fsg_jax.endoscopy import box_to_mask, paired_flip, paired_rotation
 
 CHAIN = jax.jit(chain(box_to_mask(), paired_rotation(180, order=0), paired_flip()))
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsg_jax.augment import ENDOSCOPY_MEAN, ENDOSCOPY_STD, box_to_mask, chain, make_streams
+from fsg_jax.augment import chain
+from fsg_jax.endoscopy import ENDOSCOPY_MEAN, ENDOSCOPY_STD, box_to_mask, make_streams
 from fsg_jax.endoscopy.crop import crop_resize, expanded_box
 from fsg_jax.endoscopy.stream_images import disc
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fsg_jax.endoscopy.inputs import INPUT_CHANNELS, order_streams
 from fsg_jax.gates.gate import Gate
 from fsg_jax.models import Stage, create_model
-from fsg_jax.streams import STREAMS, order_streams
 
 TINY = {
     "resnet18": {"stage_sizes": (1, 1), "width": 8, "stem": "cifar"},
@@ -21,7 +21,7 @@ TINY = {
 }
 OPEN = functools.partial(Gate, kind="relu")
 
-subsets = st.sets(st.sampled_from(sorted(STREAMS)), min_size=1)
+subsets = st.sets(st.sampled_from(sorted(INPUT_CHANNELS)), min_size=1)
 
 
 def tiny(backbone="vit_tiny", streams=("rgb", "mask"), gate=None, num_classes=2, **kwargs):
@@ -36,17 +36,17 @@ def tiny(backbone="vit_tiny", streams=("rgb", "mask"), gate=None, num_classes=2,
 
 
 def inputs(streams=("rgb", "mask"), batch=3, size=8, seed=7):
-    keys = jax.random.split(jax.random.key(seed), len(STREAMS))
+    keys = jax.random.split(jax.random.key(seed), len(INPUT_CHANNELS))
     return {
         name: jax.random.normal(key, (batch, size, size, channels))
-        for key, (name, channels) in zip(keys, STREAMS.items(), strict=True)
+        for key, (name, channels) in zip(keys, INPUT_CHANNELS.items(), strict=True)
         if name in streams
     }
 
 
 def count(size, streams, **kwargs):
     model = create_model("multistream", streams=streams, **kwargs)
-    x = {name: jax.ShapeDtypeStruct((1, size, size, STREAMS[name]), jnp.float32) for name in streams}
+    x = {name: jax.ShapeDtypeStruct((1, size, size, INPUT_CHANNELS[name]), jnp.float32) for name in streams}
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     return {k: sum(leaf.size for leaf in jax.tree.leaves(v)) for k, v in variables.items()}, variables
 

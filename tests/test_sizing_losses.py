@@ -18,25 +18,25 @@ SCALED = [-0.846154, -0.743590, -0.538462, -0.435897, -0.128205, -0.025641, 0.48
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_scale_golden_values(array):
-    scaled = sizing.scale(array(SIZES))
+    scaled = sizing.mm_to_unit(array(SIZES))
     assert isinstance(scaled, type(array(SIZES)))
     np.testing.assert_allclose(scaled, SCALED, atol=1e-6)
-    np.testing.assert_allclose(sizing.unscale(scaled), SIZES, rtol=1e-6)
-    np.testing.assert_allclose(sizing.scale(array(np.float32([25]))), [1.5128205], rtol=1e-6)
+    np.testing.assert_allclose(sizing.unit_to_mm(scaled), SIZES, rtol=1e-6)
+    np.testing.assert_allclose(sizing.mm_to_unit(array(np.float32([25]))), [1.5128205], rtol=1e-6)
 
 
 def test_unscale_clamps_to_the_range_asked_for():
-    scaled = sizing.scale(np.float32([-3, 25, 40]))
-    np.testing.assert_allclose(sizing.unscale(scaled), [0.5, 22, 22], rtol=1e-6)
-    np.testing.assert_allclose(sizing.unscale(scaled, (1.0, 30.0)), [1, 25, 30], rtol=1e-6)
-    np.testing.assert_allclose(sizing.unscale(scaled, None), [-3, 25, 40], rtol=1e-5)
+    scaled = sizing.mm_to_unit(np.float32([-3, 25, 40]))
+    np.testing.assert_allclose(sizing.unit_to_mm(scaled), [0.5, 22, 22], rtol=1e-6)
+    np.testing.assert_allclose(sizing.unit_to_mm(scaled, (1.0, 30.0)), [1, 25, 30], rtol=1e-6)
+    np.testing.assert_allclose(sizing.unit_to_mm(scaled, None), [-3, 25, 40], rtol=1e-5)
     with pytest.raises(ValueError, match=r"clamp_mm: expected .* ascending order, found \(5, 5\)"):
-        sizing.unscale(scaled, (5, 5))
+        sizing.unit_to_mm(scaled, (5, 5))
 
 
 def test_scaling_widens_half_precision():
-    assert sizing.scale(jnp.asarray(SIZES, jnp.bfloat16)).dtype == jnp.float32
-    assert sizing.scale(SIZES.astype(np.float64)).dtype == np.float64
+    assert sizing.mm_to_unit(jnp.asarray(SIZES, jnp.bfloat16)).dtype == jnp.float32
+    assert sizing.mm_to_unit(SIZES.astype(np.float64)).dtype == np.float64
 
 
 EDGES = np.array([5.0, 5.0001, 9.999, 10.0, 0.5, 30.0], np.float32)
@@ -90,12 +90,12 @@ def regression(outputs, sizes, **options):
 def test_weights_act_in_millimetres():
     # 5 mm off is 10 / 19.5 scaled: smooth L1 0.1315. Sizes below, at and above both thresholds.
     sizes = np.array([4.0, 5.0, 7.0, 10.0, 15.0])
-    outputs = sizing.scale(sizes + 5)
+    outputs = sizing.mm_to_unit(sizes + 5)
     expected = 0.131492 * np.array([1, 1, 3, 5, 5])
     np.testing.assert_allclose(regression(outputs, sizes, weight1=3.0, weight2=5.0), expected, rtol=1e-4)
     expected = 0.131492 * np.array([1, 1, 5, 10, 10])
     np.testing.assert_allclose(regression(outputs, sizes), expected, rtol=1e-4)
-    np.testing.assert_allclose(regression(sizing.scale(np.array([20.0])), [5.0]), [1.0384615], rtol=1e-5)
+    np.testing.assert_allclose(regression(sizing.mm_to_unit(np.array([20.0])), [5.0]), [1.0384615], rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -103,19 +103,19 @@ def test_weights_act_in_millimetres():
 def test_the_reference_switch_is_plain_smooth_l1(pairs):
     sizes, outputs = (np.array(values, np.float32) for values in zip(*pairs, strict=True))
     found = regression(outputs, sizes, weight1=3.0, weight2=5.0, reference_inert_weights=True)
-    plain = smooth_l1(jnp.asarray(outputs), {"target": jnp.asarray(sizing.scale(sizes))})
+    plain = smooth_l1(jnp.asarray(outputs), {"target": jnp.asarray(sizing.mm_to_unit(sizes))})
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_the_reference_switch_weights_beyond_59_and_108_mm():
     sizes = np.array([58.0, 60.0, 108.0])
-    found = regression(sizing.scale(sizes) + 2, sizes, weight1=3.0, weight2=5.0, reference_inert_weights=True)
+    found = regression(sizing.mm_to_unit(sizes) + 2, sizes, weight1=3.0, weight2=5.0, reference_inert_weights=True)
     np.testing.assert_allclose(found, [1.5, 4.5, 7.5], rtol=1e-5)
 
 
 def test_terms_of_the_regression_loss():
     outputs, sizes = np.array([0.5, -2.0]), np.array([3.0, 3.0])
-    error = outputs - sizing.scale(sizes)
+    error = outputs - sizing.mm_to_unit(sizes)
     smooth = np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5)
     expected = 0.25 * np.abs(error) + 0.5 * error**2 + 2 * smooth
     np.testing.assert_allclose(regression(outputs, sizes, alpha=0.25, beta=0.5, gamma=2.0), expected, rtol=1e-5)
@@ -135,9 +135,9 @@ def test_bad_loss_arguments(options, message):
         sizing.weighted_regression_loss(**options)
 
 
-@pytest.mark.parametrize("name", list(sizing.TASKS))
+@pytest.mark.parametrize("name", list(sizing.TARGETS))
 def test_bad_batches_are_refused(name):
-    task = sizing.make_task(name)
+    task = sizing.make_target(name)
     outputs = jnp.zeros((2, task.num_outputs))
     with pytest.raises(ValueError, match="batch has no 'size_mm'"):
         task.loss(outputs, {"target": jnp.zeros(2)})
@@ -165,9 +165,9 @@ def test_ordinal_loss_is_a_sum_of_binary_decisions(scheme):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(sizing.TASKS))
+@pytest.mark.parametrize("name", list(sizing.TARGETS))
 def test_a_task_learns_its_sizes(name):
-    task = sizing.make_task(name)
+    task = sizing.make_target(name)
     sizes = jnp.asarray([2.0, 4.0, 7.0, 8.0, 12.0, 18.0])
     outputs = jnp.zeros((6, task.num_outputs))
     for loss in (task.loss, task.gate_loss):
@@ -191,7 +191,7 @@ def test_a_task_learns_its_sizes(name):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_decoded_chances_are_probabilities(name, seed):
-    task = sizing.make_task(name)
+    task = sizing.make_target(name)
     outputs = np.random.default_rng(seed).normal(0, 3, (5, task.num_outputs)).astype(np.float32)
     chances = np.stack(list(task.decode(outputs).values()), 1)
     assert chances.min() >= 0
@@ -201,21 +201,21 @@ def test_decoded_chances_are_probabilities(name, seed):
 def test_ordinal_chances_by_hand():
     # P(above 5 mm) = 0.5 and P(10 mm or more) = 0.2; the second row's 0.8 is cut to 0.5.
     logits = np.log(np.array([[0.5, 0.2], [0.5, 0.8]]) / np.array([[0.5, 0.8], [0.5, 0.2]])).astype(np.float32)
-    chances = np.stack(list(sizing.make_task("ordinal").decode(logits).values()), 1)
+    chances = np.stack(list(sizing.make_target("ordinal").decode(logits).values()), 1)
     np.testing.assert_allclose(chances, [[0.5, 0.3, 0.2], [0.5, 0, 0.5]], atol=1e-6)
 
 
 def test_task_options():
     batch = {"size_mm": jnp.asarray([7.0, 12.0])}
     outputs = jnp.zeros((2, 1))
-    task = sizing.make_task("regression")
+    task = sizing.make_target("regression")
     np.testing.assert_allclose(task.gate_loss(outputs, batch) / task.loss(outputs, batch), [5 / 3, 2], rtol=1e-5)
     plain = sizing.weighted_regression_loss(alpha=1.0)
-    assert sizing.make_task("regression", loss=plain).loss is plain
-    assert sizing.make_task("regression", loss=plain).gate_loss is not plain
+    assert sizing.make_target("regression", loss=plain).loss is plain
+    assert sizing.make_target("regression", loss=plain).gate_loss is not plain
     classify = sizing.size_cross_entropy(sizing.BINARY_5)
-    assert sizing.make_task("binary_5", loss=classify).gate_loss is classify
-    wide = sizing.make_task("regression", clamp_mm=None).decode(sizing.scale(np.float32([[40.0]])))
+    assert sizing.make_target("binary_5", loss=classify).gate_loss is classify
+    wide = sizing.make_target("regression", clamp_mm=None).decode(sizing.mm_to_unit(np.float32([[40.0]])))
     np.testing.assert_allclose(wide["predicted_mm"], [40], rtol=1e-5)
-    with pytest.raises(ValueError, match="unknown task 'tri'"):
-        sizing.make_task("tri")
+    with pytest.raises(ValueError, match="unknown size target 'tri'"):
+        sizing.make_target("tri")

@@ -14,7 +14,7 @@ from experiments.endoscopy import cohort as data
 from experiments.endoscopy.polyp_config import PolypExperiment
 from experiments.errors import NotFiniteError
 from fsg_jax.endoscopy import sizing
-from fsg_jax.endoscopy.sizing.targets import SizeTask
+from fsg_jax.endoscopy.sizing.targets import SizeTarget
 from fsg_jax.typing import Batch
 
 FILE = "predictions.parquet"
@@ -38,7 +38,7 @@ def predict(experiment: PolypExperiment, predictor: Predictor, state: fsg.TrainS
     return pa.table(columns | found)
 
 
-def summarise(table: pa.Table, target: SizeTask) -> dict[str, float]:
+def summarise(table: pa.Table, target: SizeTarget) -> dict[str, float]:
     """The mean loss, and metrics of frames and (``polyp_``) of polyps; without those of classes that do not occur."""
     loss = {"loss": float(table.column("loss").to_numpy().mean())}
     truth = table.column("size_mm").to_numpy().astype(np.float64)
@@ -91,7 +91,7 @@ def _of_polyps(metrics: dict[str, float]) -> dict[str, float]:
     return {f"polyp_{name}": value for name, value in metrics.items()}
 
 
-def _classes(truth: np.ndarray, columns: dict[str, Any], target: SizeTask) -> dict[str, float]:
+def _classes(truth: np.ndarray, columns: dict[str, Any], target: SizeTarget) -> dict[str, float]:
     assert target.scheme is not None
     predicted = np.stack(list(columns.values())).argmax(0)
     classes = np.asarray(sizing.class_of(truth, target.scheme))

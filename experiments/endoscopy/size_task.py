@@ -22,8 +22,8 @@ from experiments.feed import Feed, StreamFeed
 from experiments.task import Task
 from fsg_jax.data.prefetch import Prefetch
 from fsg_jax.endoscopy import sizing
-from fsg_jax.endoscopy.sizing.targets import SizeTask
-from fsg_jax.streams import STREAMS
+from fsg_jax.endoscopy.inputs import INPUT_CHANNELS
+from fsg_jax.endoscopy.sizing.targets import SizeTarget
 from fsg_jax.training.sharding import gather_leaves
 from fsg_jax.typing import Batch, Loss
 
@@ -70,7 +70,7 @@ def make_task(experiment: PolypExperiment, arm_name: str) -> Task:
 
 
 def _test(
-    experiment: PolypExperiment, predictor: Predictor, target: SizeTask, state: fsg.TrainState, folder: Path
+    experiment: PolypExperiment, predictor: Predictor, target: SizeTarget, state: fsg.TrainState, folder: Path
 ) -> dict[str, Any]:
     cohort = data.load_cohort(experiment.data)
     table = with_baselines(predict(experiment, predictor, state, cohort.test), cohort)
@@ -97,20 +97,20 @@ def make_feed(
     return StreamFeed(step, Prefetch(iter(loader), placement.put_batch), states[0])
 
 
-def make_target(experiment: PolypExperiment) -> SizeTask:
+def make_target(experiment: PolypExperiment) -> SizeTarget:
     """What is predicted, with the loss that the configuration asks for."""
     options = {name: value for name, value in vars(experiment.loss).items() if name != "clamp_mm"}
     loss = sizing.weighted_regression_loss(**options) if experiment.target == "regression" else None
-    return sizing.make_task(experiment.target, loss=loss, clamp_mm=experiment.loss.clamp_mm)
+    return sizing.make_target(experiment.target, loss=loss, clamp_mm=experiment.loss.clamp_mm)
 
 
 def example_inputs(experiment: PolypExperiment) -> dict[str, np.ndarray]:
     """A batch of one of what the model is given."""
     size = experiment.data.input_size
-    return {s: np.zeros((1, size, size, STREAMS[s]), np.float32) for s in experiment.model.streams}
+    return {s: np.zeros((1, size, size, INPUT_CHANNELS[s]), np.float32) for s in experiment.model.streams}
 
 
-def step_metrics(target: SizeTask) -> dict[str, Loss]:
+def step_metrics(target: SizeTarget) -> dict[str, Loss]:
     """What is logged of a step besides the loss."""
     if target.scheme is None:
 
@@ -128,12 +128,12 @@ def step_metrics(target: SizeTask) -> dict[str, Loss]:
     return {"accuracy": accuracy}
 
 
-def chosen_gate_loss(experiment: PolypExperiment, arm: Arm, target: SizeTask) -> Loss | None:
+def chosen_gate_loss(experiment: PolypExperiment, arm: Arm, target: SizeTarget) -> Loss | None:
     """None is the loss of the weights; an arm with one optimizer has no other."""
     return target.gate_loss if experiment.gate_loss == "paper" and arm.routing != "none" else None
 
 
-def make_predictor(experiment: PolypExperiment, target: SizeTask, shardings: Any) -> Predictor:
+def make_predictor(experiment: PolypExperiment, target: SizeTarget, shardings: Any) -> Predictor:
     """``predictor(state, batch)``, jitted: columns of predictions and the loss, a value a frame."""
     transform = eval_transform(experiment.data, experiment.model.streams)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from fsg_jax.augment.checks import check_at_least, check_nonnegative, check_positive, get_frames, get_plane
 from fsg_jax.augment.pipeline import normalize
 from fsg_jax.endoscopy.crop import crop_resize, expanded_box
-from fsg_jax.streams import order_streams
+from fsg_jax.endoscopy.inputs import order_streams
 from fsg_jax.typing import Batch, Images, Key, Transform
 
 ENDOSCOPY_MEAN = (0.32239652, 0.22631808, 0.17500061)

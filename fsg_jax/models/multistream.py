@@ -14,11 +14,14 @@ from fsg_jax.models.layers import (
     apply_gate,
     check_factory,
     check_num_classes,
+    check_positive,
     check_rates,
     fan_in_uniform,
 )
 from fsg_jax.models.resnet import RESNETS
-from fsg_jax.streams import STREAMS, order_streams
+
+PAPER_STREAMS: Mapping[str, int] = FrozenDict({"rgb": 3, "mask": 3, "depth": 1})
+"""Channels of the paper's three streams, in the order in which their features are joined."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {name: {"stem": "imagenet"} for name in RESNETS}
 """Options of the backbones that differ from those of the backbone alone."""
@@ -29,15 +32,15 @@ OWN = ("num_classes", "gate", "name", "dtype", "remat")
 class MultiStream(nn.Module):
     """``head(s2 * relu(fc1(s1 * concat(backbone_k(x_k)))))`` with the gates s1, s2 and those in the backbones.
 
-    The streams are ``rgb``, ``mask`` and ``depth`` (`fsg_jax.streams.STREAMS`), each with a backbone of that name
-    and its own weights. The gates are ``gate_embedding`` on the concatenated features (the paper's L1),
-    ``gate_hidden`` after the ReLU (L2), and those of the backbones in use: a stream left out owns none. Unlike the
-    reference, which also creates the gates of streams left out.
+    Each stream has a backbone of its name with weights of its own. The gates are ``gate_embedding`` on the
+    concatenated features (the paper's L1), ``gate_hidden`` after the ReLU (L2), and those of the backbones in use: a
+    stream left out owns none. Unlike the reference, which also creates the gates of streams left out.
 
     Attributes:
       num_classes: outputs; 0 gives the features before the head instead.
       backbone: a key of `fsg_jax.models.backbones.BACKBONES`.
-      streams: any non-empty subset of the streams; always used in the order rgb, mask, depth.
+      streams: channels by stream, in the order in which features are joined, e.g. ``{"ct": 1, "pet": 1}``. A sequence
+        of names stands for these of `PAPER_STREAMS`, in the order of that table.
       hidden: width of ``fc1``; 0 leaves out ``fc1`` and both gates of the head, so that one stream with a ViT is the
         gated ViT of the paper.
       gate: factory, ``gate(name=...)``, of modules called as ``module(x, train=train)``; None makes none.
@@ -53,7 +56,7 @@ class MultiStream(nn.Module):
 
     num_classes: int
     backbone: str = "resnet18"
-    streams: Sequence[str] = tuple(STREAMS)
+    streams: Mapping[str, int] | Sequence[str] = PAPER_STREAMS
     hidden: int = 128
     gate: ModuleDef | None = None
     dropout: float = 0.0
@@ -64,7 +67,7 @@ class MultiStream(nn.Module):
     def __post_init__(self) -> None:
         """Check the attributes, those of the backbone included."""
         check_num_classes(self.num_classes)
-        order_streams(self.streams)
+        get_channels(self.streams)
         if self.hidden < 0:
             raise ValueError(f"hidden must be positive, or 0 for no hidden layer; found {self.hidden}")
         check_rates(dropout=self.dropout)
@@ -81,13 +84,13 @@ class MultiStream(nn.Module):
 
         Args:
           x: an image (batch, height, width, channels) by stream, floating point and normalised, for exactly the
-            streams of the model; 3 channels for rgb and mask, 1 for depth; sizes may differ between streams.
+            streams of the model; sizes may differ between streams.
           train: as in the backbones.
 
         Raises:
           ValueError: `x` lacks a stream, has one too many, or one of another shape or dtype.
         """
-        streams = order_streams(self.streams)
+        streams = get_channels(self.streams)
         check_inputs(x, streams)
         features = [self._backbone(name=name)(x[name], train=train) for name in streams]
         y = jnp.concatenate(features, axis=-1)
@@ -104,16 +107,31 @@ class MultiStream(nn.Module):
         return make(num_classes=0, gate=self.gate, dtype=self.dtype, remat=self.remat, **options)
 
 
-def check_inputs(x: Any, streams: Sequence[str]) -> None:
-    """Raise ValueError unless `x` holds exactly `streams`, each (batch, height, width, channels of the stream)."""
+def get_channels(streams: Mapping[str, int] | Sequence[str]) -> dict[str, int]:
+    """Channels by stream, in the order in which features are joined; see `MultiStream`.
+
+    Raises:
+      ValueError: no stream, a name that `PAPER_STREAMS` does not know, or one twice.
+    """
+    if isinstance(streams, Mapping) and streams:
+        check_positive(**{f"streams[{name!r}]": channels for name, channels in streams.items()})
+        return dict(streams)
+    names = (streams,) if isinstance(streams, str) else tuple(streams)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(PAPER_STREAMS):
+        raise ValueError(f"streams: expected one or more of {', '.join(PAPER_STREAMS)}, each once, found {streams!r}")
+    return {name: channels for name, channels in PAPER_STREAMS.items() if name in names}
+
+
+def check_inputs(x: Any, streams: Mapping[str, int]) -> None:
+    """Raises ValueError unless `x` holds exactly `streams`, each (batch, height, width, channels of the stream)."""
     wanted = ", ".join(streams)
     if not isinstance(x, Mapping):
         raise ValueError(f"image: expected a dict of the streams {wanted}; found {type(x).__name__}")
     if set(x) != set(streams):
         raise ValueError(f"image: expected the streams {wanted}; found {', '.join(sorted(x)) or 'none'}")
-    for name in streams:
+    for name, channels in streams.items():
         shape = x[name].shape
-        if len(shape) != 4 or shape[-1] != STREAMS[name]:
-            raise ValueError(f"stream {name!r}: expected (batch, height, width, {STREAMS[name]}); found {shape}")
+        if len(shape) != 4 or shape[-1] != channels:
+            raise ValueError(f"stream {name!r}: expected (batch, height, width, {channels}); found {shape}")
     if len({x[name].shape[0] for name in streams}) > 1:
         raise ValueError(f"streams: expected one batch size; found { ({name: x[name].shape[0] for name in streams}) }")

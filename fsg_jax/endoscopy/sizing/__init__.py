@@ -1,4 +1,4 @@
-"""Sizing of polyps: scale, size classes, losses, tasks, metrics, intervals and baselines."""
+"""Sizing of polyps: scale, size classes, losses, targets, metrics, intervals and baselines."""
 
 from fsg_jax.endoscopy.sizing.aggregate import PolypPredictions, aggregate_probabilities, aggregate_sizes
 from fsg_jax.endoscopy.sizing.baselines import fit_box_area, fit_mean, relative_area
@@ -22,8 +22,8 @@ from fsg_jax.endoscopy.sizing.metrics import (
     regression_metrics,
     scores,
 )
-from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, RANGE_MM, scale, unscale
-from fsg_jax.endoscopy.sizing.targets import TASKS, SizeTask, make_task
+from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, RANGE_MM, mm_to_unit, unit_to_mm
+from fsg_jax.endoscopy.sizing.targets import TARGETS, SizeTarget, make_target
 
 __all__ = [
     "BINARY_5",
@@ -32,12 +32,12 @@ __all__ = [
     "RANGE_MM",
     "REFERENCE_CUTS_MM",
     "SCHEMES",
-    "TASKS",
+    "TARGETS",
     "TRI_CLASS",
     "ClassScheme",
     "Interval",
     "PolypPredictions",
-    "SizeTask",
+    "SizeTarget",
     "aggregate_probabilities",
     "aggregate_sizes",
     "bootstrap",
@@ -49,14 +49,14 @@ __all__ = [
     "fit_mean",
     "get_scheme",
     "make_scheme",
-    "make_task",
+    "make_target",
+    "mm_to_unit",
     "ordinal_loss",
     "paired_difference",
     "regression_metrics",
     "relative_area",
-    "scale",
     "scores",
     "size_cross_entropy",
-    "unscale",
+    "unit_to_mm",
     "weighted_regression_loss",
 ]

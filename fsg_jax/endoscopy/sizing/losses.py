@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fsg_jax.endoscopy.sizing.classes import ClassScheme, class_of, exceeds, make_scheme
-from fsg_jax.endoscopy.sizing.scaling import scale
+from fsg_jax.endoscopy.sizing.scaling import mm_to_unit
 from fsg_jax.training.losses import cross_entropy
 from fsg_jax.typing import Batch, Loss
 
@@ -23,7 +23,7 @@ def weighted_regression_loss(
     *,
     reference_inert_weights: bool = False,
 ) -> Loss:
-    """w(y) (α |e| + β e² + γ smooth_L1(e)) with e = outputs - scale(y), and y the size in mm.
+    """w(y) (α |e| + β e² + γ smooth_L1(e)) with e = outputs - mm_to_unit(y), and y the size in mm.
 
     w(y) is ``weight1`` for threshold1 < y < threshold2, ``weight2`` for y >= threshold2, else 1; smooth_L1 is e² / 2
     where |e| < 1, else |e| - 1/2. The mean over examples is not divided by the sum of the weights. The defaults are
@@ -50,7 +50,7 @@ def weighted_regression_loss(
 
     def loss(outputs: Float[Array, "batch columns"], batch: Batch) -> Float[Array, " batch"]:
         size_mm = _sizes(outputs, batch, 1)
-        target = scale(size_mm)
+        target = mm_to_unit(size_mm)
         compared = target if reference_inert_weights else size_mm
         weight = jnp.where(compared >= threshold2, weight2, jnp.where(compared > threshold1, weight1, 1.0))
         error = outputs[:, 0].astype(target.dtype) - target

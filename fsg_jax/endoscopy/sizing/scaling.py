@@ -14,7 +14,7 @@ CLAMP_MM = (0.5, 22.0)
 """The range of a prediction: from the smallest size to 10 % above the upper end of `RANGE_MM`."""
 
 
-def scale(size_mm: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
+def mm_to_unit(size_mm: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
     """2 (y - 0.5) / 19.5 - 1, not clamped: 25 mm becomes 1.51.
 
     Args:
@@ -24,10 +24,10 @@ def scale(size_mm: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
     return 2 * (_widen(size_mm) - low) / (high - low) - 1
 
 
-def unscale(
+def unit_to_mm(
     scaled: Float[AnyArray, "*shape"], clamp_mm: tuple[float, float] | None = CLAMP_MM
 ) -> Float[AnyArray, "*shape"]:
-    """19.5 (z + 1) / 2 + 0.5, the inverse of `scale`, limited to a range.
+    """19.5 (z + 1) / 2 + 0.5, the inverse of `mm_to_unit`, limited to a range.
 
     Args:
         scaled: scaled sizes z, NumPy or JAX; computed in at least float32.

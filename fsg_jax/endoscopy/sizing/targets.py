@@ -1,4 +1,4 @@
-"""Sizing as a task: what the network puts out, how it is trained, and what its outputs mean."""
+"""A way to put the size question: what the network puts out, how it is trained, and what its outputs mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from jaxtyping import Array, Float
 from fsg_jax._checks import look_up
 from fsg_jax.endoscopy.sizing.classes import BINARY_5, BINARY_10, TRI_CLASS, ClassScheme
 from fsg_jax.endoscopy.sizing.losses import ordinal_loss, size_cross_entropy, weighted_regression_loss
-from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, unscale
+from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, unit_to_mm
 from fsg_jax.typing import AnyArray, Loss
 
 Decode = Callable[[AnyArray], dict[str, Array]]
 
 
 @dataclass(frozen=True)
-class SizeTask:
+class SizeTarget:
     """One way to put the size question.
 
     Args:
-        name: see `TASKS`.
+        name: see `TARGETS`.
         num_outputs: of the network.
         loss: of the parameters.
         gate_loss: of the gates, for Gradient Routing.
@@ -38,56 +38,58 @@ class SizeTask:
     scheme: ClassScheme | None = None
 
 
-def make_task(
+def make_target(
     name: str,
     *,
     loss: Loss | None = None,
     gate_loss: Loss | None = None,
     clamp_mm: tuple[float, float] | None = CLAMP_MM,
-) -> SizeTask:
-    """The task of that name: ``regression``, ``binary_10``, ``binary_5``, ``tri_class`` or ``ordinal``.
+) -> SizeTarget:
+    """The target of that name: ``regression``, ``binary_10``, ``binary_5``, ``tri_class`` or ``ordinal``.
 
     Args:
-        name: one of `TASKS`. ``ordinal`` has the classes of ``tri_class``.
-        loss: in place of the task's own. A regression has smooth L1 with weight 3 from 5 to 10 mm and 5 from 10 mm
+        name: one of `TARGETS`. ``ordinal`` has the classes of ``tri_class``.
+        loss: in place of the target's own. A regression has smooth L1 with weight 3 from 5 to 10 mm and 5 from 10 mm
             (the gated models of Roffo et al. 2024), the others their cross-entropy.
-        gate_loss: in place of the task's own: the defaults of `weighted_regression_loss` for a regression, else the
+        gate_loss: in place of the target's own: the defaults of `weighted_regression_loss` for a regression, else the
             loss of the parameters.
-        clamp_mm: the range of a predicted size, or None; see `unscale`.
+        clamp_mm: the range of a predicted size, or None; see `unit_to_mm`.
 
     Raises:
-        ValueError: no such task.
+        ValueError: no such target.
     """
-    task = look_up(TASKS, name, "task")(clamp_mm)
-    main = task.loss if loss is None else loss
-    shared = task.gate_loss if task.scheme is None else main
-    return SizeTask(name, task.num_outputs, main, shared if gate_loss is None else gate_loss, task.decode, task.scheme)
+    target = look_up(TARGETS, name, "size target")(clamp_mm)
+    main = target.loss if loss is None else loss
+    shared = target.gate_loss if target.scheme is None else main
+    return SizeTarget(
+        name, target.num_outputs, main, shared if gate_loss is None else gate_loss, target.decode, target.scheme
+    )
 
 
-def _regression(clamp_mm: tuple[float, float] | None) -> SizeTask:
+def _regression(clamp_mm: tuple[float, float] | None) -> SizeTarget:
     def decode(outputs: Float[AnyArray, "batch 1"]) -> dict[str, Array]:
-        return {"predicted_mm": jnp.asarray(unscale(outputs[:, 0], clamp_mm))}
+        return {"predicted_mm": jnp.asarray(unit_to_mm(outputs[:, 0], clamp_mm))}
 
     loss = weighted_regression_loss(weight1=3.0, weight2=5.0)
-    return SizeTask("regression", 1, loss, weighted_regression_loss(), decode)
+    return SizeTarget("regression", 1, loss, weighted_regression_loss(), decode)
 
 
-def _classification(scheme: ClassScheme) -> SizeTask:
+def _classification(scheme: ClassScheme) -> SizeTarget:
     def decode(outputs: Float[AnyArray, "batch classes"]) -> dict[str, Array]:
         return _columns(scheme, jax.nn.softmax(_widen(outputs)))
 
     loss = size_cross_entropy(scheme)
-    return SizeTask(scheme.name, scheme.num_classes, loss, loss, decode, scheme)
+    return SizeTarget(scheme.name, scheme.num_classes, loss, loss, decode, scheme)
 
 
-def _ordinal(scheme: ClassScheme) -> SizeTask:
+def _ordinal(scheme: ClassScheme) -> SizeTarget:
     def decode(outputs: Float[AnyArray, "batch thresholds"]) -> dict[str, Array]:
         """P(class k) = P(y > t_{k-1}) - P(y > t_k), with a running minimum over k so that no difference is below 0."""
         above = jax.lax.cummin(jax.nn.sigmoid(_widen(outputs)), axis=1)
         return _columns(scheme, -jnp.diff(above, axis=1, prepend=1.0, append=0.0))
 
     loss = ordinal_loss(scheme)
-    return SizeTask("ordinal", scheme.num_classes - 1, loss, loss, decode, scheme)
+    return SizeTarget("ordinal", scheme.num_classes - 1, loss, loss, decode, scheme)
 
 
 def _columns(scheme: ClassScheme, probabilities: Float[Array, "batch classes"]) -> dict[str, Array]:
@@ -100,7 +102,7 @@ def _widen(outputs: AnyArray) -> Array:
     return jnp.asarray(outputs).astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
 
-TASKS: dict[str, Callable[[tuple[float, float] | None], SizeTask]] = {
+TARGETS: dict[str, Callable[[tuple[float, float] | None], SizeTarget]] = {
     "regression": _regression,
     "binary_10": lambda _: _classification(BINARY_10),
     "binary_5": lambda _: _classification(BINARY_5),
