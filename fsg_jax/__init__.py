@@ -9,12 +9,12 @@ from fsg_jax.gates.gate import GATES, Gate
 from fsg_jax.gates.penalties import gate_penalty
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.models import create_model, list_models
-from fsg_jax.routing.labels import RoutedTransformation, routed
-from fsg_jax.routing.modes import ROUTINGS, route
+from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, routed
 from fsg_jax.training import losses, metrics, sharding
 from fsg_jax.training.checkpoint import Checkpointer, CheckpointError
+from fsg_jax.training.evaluate import EvalStep, evaluate, make_eval_step
 from fsg_jax.training.state import TrainState, init_state
-from fsg_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from fsg_jax.training.step import TrainStep, make_train_step
 
 __version__ = "0.1.0"
 
@@ -34,10 +34,12 @@ __all__ = [
     "count_parameters",
     "create_model",
     "endoscopy",
+    "evaluate",
     "gate_penalty",
     "gate_summary",
     "gate_values",
     "init_state",
+    "is_weight",
     "list_models",
     "losses",
     "make_eval_step",

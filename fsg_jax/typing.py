@@ -28,5 +28,11 @@ Metrics: TypeAlias = dict[str, Any]
 Loss: TypeAlias = Callable[[Any, Batch], Array]
 """``loss(outputs, batch)``: one value per example, shape (batch,), or their mean, shape ()."""
 
+GateKinds: TypeAlias = tuple[tuple[str, str], ...]
+"""``(name, kind)`` of every static gate, in the order of the forward pass."""
+
+Penalty: TypeAlias = Callable[[Mapping[str, Any], GateKinds], Array]
+"""``penalty(gates, kinds)``: a scalar, from the ``"gates"`` collection and `TrainState.gate_kinds`."""
+
 Transform: TypeAlias = Callable[[Key, Batch], dict[str, Any]]
 """``transform(key, batch)``: a pure function from a batch to a batch, run inside the jitted step."""

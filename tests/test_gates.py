@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 
 import fsg_jax as fsg
 from fsg_jax.gates.functions import SQUASHINGS, sample_hard_concrete, squash
-from fsg_jax.gates.gate import INITS, xavier
+from fsg_jax.gates.gate import he, xavier
 
 REFERENCE = {
     "sigmoid": lambda g: 1 / (1 + np.exp(-g)),
@@ -84,13 +84,13 @@ def test_hard_concrete_is_random_in_training_only():
 
 @pytest.mark.parametrize(("channels", "std"), [(64, 0.175412), (512, 0.062439), (768, 0.050998)])
 def test_xavier_has_the_reference_standard_deviation(channels, std):
-    draws = jax.vmap(lambda k: xavier("sigmoid", 0.0)(k, (channels,)))(jax.random.split(jax.random.key(0), 2000))
+    draws = jax.vmap(lambda k: xavier(k, (channels,)))(jax.random.split(jax.random.key(0), 2000))
     np.testing.assert_allclose(jnp.std(draws), std, rtol=0.01)
 
 
 @pytest.mark.parametrize(("channels", "std"), [(64, 0.176777), (1536, 0.036084)])
 def test_he_has_the_reference_standard_deviation(channels, std):
-    draws = jax.vmap(lambda k: INITS["he"]("sigmoid", 0.0)(k, (channels,)))(jax.random.split(jax.random.key(0), 2000))
+    draws = jax.vmap(lambda k: he(k, (channels,)))(jax.random.split(jax.random.key(0), 2000))
     np.testing.assert_allclose(jnp.std(draws), std, rtol=0.01)
 
 

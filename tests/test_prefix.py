@@ -13,14 +13,7 @@ from toy import Mlp, batch, new_state, two_optimizers
 import fsg_jax as fsg
 from fsg_jax.models.resnet import BasicBlock, ResNet
 from fsg_jax.models.vit import ViT
-from fsg_jax.routing.gradients import pass_gradient
-from fsg_jax.routing.shared_prefix import split_before
-
-
-def unshared(state, gate, main, data, key, shardings, trainable, model_state, moved):
-    """In place of `fsg_jax.routing.shared_passes.shared_passes`: two passes that have nothing in common."""
-    del trainable, model_state, moved
-    return tuple(partial(pass_gradient, state, objective, data, key, 1, shardings) for objective in (gate, main))
+from fsg_jax.routing.shared_prefix import split_at_first_use
 
 
 def mixed(moving, fixed, data):
@@ -44,30 +37,30 @@ def mixed_arguments():
     return {"g": jnp.linspace(0.1, 1.0, 4)}, fixed, data
 
 
-def test_the_halves_make_up_the_whole():
+def test_the_split_make_up_the_whole():
     moving, fixed, data = mixed_arguments()
-    halves = split_before(mixed, moving, fixed, data)
+    split = split_at_first_use(mixed, moving, fixed, data)
     other = {"g": jnp.array([-1.0, 0.0, 2.0, 0.5])}
     for values in (moving, other):
-        got = halves.after(values, fixed, halves.before(fixed, data))
+        got = split.after(values, fixed, split.before(fixed, data))
         jax.tree.map(np.testing.assert_array_equal, got, mixed(values, fixed, data))
 
 
 def test_the_first_half_does_all_that_does_not_wait_for_what_moves():
     moving, fixed, data = mixed_arguments()
-    halves = split_before(mixed, moving, fixed, data)
-    crossing = halves.before(fixed, data)
-    after = str(jax.make_jaxpr(halves.after)(moving, fixed, crossing))
+    split = split_at_first_use(mixed, moving, fixed, data)
+    boundary = split.before(fixed, data)
+    after = str(jax.make_jaxpr(split.after)(moving, fixed, boundary))
     assert after.count("dot_general") == 1
-    assert str(jax.make_jaxpr(halves.before)(fixed, data)).count("dot_general") == 1
+    assert str(jax.make_jaxpr(split.before)(fixed, data)).count("dot_general") == 1
     assert "gather" not in after
 
 
 def test_what_moves_may_come_first_or_not_at_all():
     gate, weight, x = jnp.ones((1, 2)), jnp.eye(2), jnp.ones((3, 2))
-    at_once = split_before(lambda g, w, x: (x * g) @ w, gate, weight, x)
+    at_once = split_at_first_use(lambda g, w, x: (x * g) @ w, gate, weight, x)
     np.testing.assert_array_equal(at_once.after(2 * gate, weight, at_once.before(weight, x)), 2 * x)
-    never = split_before(lambda g, w, x: x @ w, gate, weight, x)
+    never = split_at_first_use(lambda g, w, x: x @ w, gate, weight, x)
     np.testing.assert_array_equal(never.after(gate, weight, never.before(weight, x)), x)
 
 
@@ -89,7 +82,7 @@ def test_effects_before_the_gate_happen_once_and_those_behind_it_in_every_pass()
     model = Counting((lambda value: before.append(value), lambda value: behind.append(value)))
     state = new_state(model)
     before.clear(), behind.clear()
-    state, _ = fsg.make_train_step(fsg.losses.cross_entropy)(state, batch())
+    state, _ = fsg.make_train_step(fsg.losses.cross_entropy, shared_prefix=True)(state, batch())
     jax.block_until_ready(state)
     jax.effects_barrier()
     assert (len(before), len(behind)) == (1, 2)
@@ -148,13 +141,10 @@ def data_for(name: str) -> dict[str, jax.Array]:
 
 def steps(model, data, *, apart, tx=None, **options):
     """The state and metrics after three steps, the two passes apart or with their common part shared."""
-    with pytest.MonkeyPatch.context() as patch:
-        if apart:
-            patch.setattr("fsg_jax.training.step.shared_passes", unshared)
-        state = fsg.init_state(model, tx or two_optimizers(), jax.random.key(0), data["image"])
-        step = fsg.make_train_step(fsg.losses.cross_entropy, **options)
-        for _ in range(3):
-            state, metrics = step(state, data)
+    state = fsg.init_state(model, tx or two_optimizers(), jax.random.key(0), data["image"])
+    step = fsg.make_train_step(fsg.losses.cross_entropy, shared_prefix=not apart, **options)
+    for _ in range(3):
+        state, metrics = step(state, data)
     return state, metrics
 
 

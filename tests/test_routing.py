@@ -1,5 +1,6 @@
 """Routing modes against plain float64 NumPy and hand-written two-pass loops."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +11,10 @@ from toy import Mlp, batch, new_state, train_step, two_optimizers
 import fsg_jax as fsg
 
 
-class Scalar(fsg.gates.nn.Module):
+class Scalar(nn.Module):
     """``w x s(g)``, one weight and one gate: small enough to work by hand."""
 
-    @fsg.gates.nn.compact
+    @nn.compact
     def __call__(self, x):
         w = self.param("w", lambda _: jnp.array([2.0]))
         return fsg.Gate(logits_init="constant", init_value=0.5, name="gate")(x * w[None])

@@ -24,7 +24,7 @@ from fsg_jax.data.prefetch import Prefetch
 from fsg_jax.endoscopy import sizing
 from fsg_jax.endoscopy.inputs import INPUT_CHANNELS
 from fsg_jax.endoscopy.sizing.targets import SizeTarget
-from fsg_jax.training.sharding import gather_leaves
+from fsg_jax.training.state import gather_leaves
 from fsg_jax.typing import Batch, Loss
 
 

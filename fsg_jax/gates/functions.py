@@ -83,11 +83,6 @@ def get_squashing(kind: str) -> Squashing:
     return look_up(SQUASHINGS, kind, "gate kind")
 
 
-def is_stochastic(kind: str) -> bool:
-    """Whether gates of this kind are drawn at random in training."""
-    return get_squashing(kind).sample is not None
-
-
 def squash(
     logits: Float[Array, "..."], kind: str = "sigmoid", *, key: Key | None = None, train: bool = False
 ) -> Float[Array, "..."]:

@@ -12,7 +12,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import look_up
-from fsg_jax.gates.functions import get_squashing, is_stochastic, squash
+from fsg_jax.gates.functions import get_squashing, squash
 from fsg_jax.typing import AnyArray, Key
 
 GATES = "gates"
@@ -21,43 +21,33 @@ GATES = "gates"
 Initializer = Callable[[Key, tuple[int, ...]], Array]
 
 
-def xavier(kind: str, value: float) -> Initializer:
-    """``g ~ N(0, 2 / (1 + C))``: Glorot for a (1, C) matrix, the reference's default; sigmoid gates start near 0.5."""
-    del kind, value
-    return lambda key, shape: initializers.normal((2 / (1 + shape[0])) ** 0.5)(key, shape, jnp.float32)
+def xavier(key: Key, shape: tuple[int, ...]) -> Array:
+    """Draws ``g ~ N(0, 2 / (1 + C))``: Glorot for a (1, C) matrix, the reference's default; values start near 0.5."""
+    return initializers.normal((2 / (1 + shape[0])) ** 0.5)(key, shape, jnp.float32)
 
 
-def he(kind: str, value: float) -> Initializer:
-    """``g ~ N(0, 2 / C)``: He for a (1, C) matrix."""
-    del kind, value
-    return lambda key, shape: initializers.normal((2 / shape[0]) ** 0.5)(key, shape, jnp.float32)
-
-
-def constant(kind: str, value: float) -> Initializer:
-    """``g = value``."""
-    del kind
-    return lambda key, shape: jnp.full(shape, value, jnp.float32)
-
-
-def open_(kind: str, value: float) -> Initializer:
-    """``g`` at which this kind is near 1, so that a pretrained network keeps its function (not in the paper)."""
-    del value
-    return constant(kind, get_squashing(kind).open_logit)
-
-
-INITS: dict[str, Callable[[str, float], Initializer]] = {
-    "xavier": xavier,
-    "he": he,
-    "constant": constant,
-    "open": open_,
-}
+def he(key: Key, shape: tuple[int, ...]) -> Array:
+    """Draws ``g ~ N(0, 2 / C)``: He for a (1, C) matrix."""
+    return initializers.normal((2 / shape[0]) ** 0.5)(key, shape, jnp.float32)
 
 
 def get_init(init: str | Initializer, kind: str, value: float) -> Initializer:
-    """The initializer of a name in `INITS`, or `init` itself if it is callable."""
+    """Returns the initializer of a name, or `init` itself if it is callable.
+
+    Args:
+      init: ``"xavier"``, ``"he"``, ``"constant"`` (logits of `value`), ``"open"`` (logits at which gates of this kind
+        are near 1, so that a pretrained network keeps its function; not in the paper), or a function.
+      kind: see `fsg_jax.gates.functions.SQUASHINGS`.
+      value: for ``"constant"``.
+
+    Raises:
+      ValueError: unknown name or kind.
+    """
     if callable(init):
         return init
-    return look_up(INITS, init, "gate init")(kind, value)
+    constants = {"constant": value, "open": get_squashing(kind).open_logit}
+    fill = {name: lambda _, shape, c=c: jnp.full(shape, c, jnp.float32) for name, c in constants.items()}
+    return look_up({"xavier": xavier, "he": he, **fill}, init, "gate init")
 
 
 class Gate(nn.Module):
@@ -87,7 +77,9 @@ class Gate(nn.Module):
         Raises:
           ValueError: unknown kind or init, `axis` out of range, or stored logits that do not fit the channels.
         """
-        axis = _canonical_axis(self.axis, x)
+        if not -x.ndim <= self.axis < x.ndim:
+            raise ValueError(f"gate axis {self.axis} is out of range for an input of shape {x.shape}")
+        axis = self.axis % x.ndim
         init = get_init(self.logits_init, self.kind, self.init_value)
         shape = (x.shape[axis],)
         logits = self.variable(GATES, "logits", lambda: init(self.make_rng(GATES), shape)).value
@@ -102,17 +94,10 @@ class Gate(nn.Module):
 
 def squash_in(module: nn.Module, logits: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
     """`logits` squashed by ``module.kind``, a stochastic kind in training with a draw of stream ``"gates"``."""
-    kind = module.kind
-    key = module.make_rng(GATES) if train and is_stochastic(kind) else None
-    return squash(logits, kind, key=key, train=train)
+    key = module.make_rng(GATES) if train and get_squashing(module.kind).sample is not None else None
+    return squash(logits, module.kind, key=key, train=train)
 
 
 def along_axis(values: Float[Array, " channels"], axis: int, ndim: int) -> Float[Array, "..."]:
     """`values` reshaped to rank `ndim` with its entries along `axis`, ready to multiply."""
     return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
-
-
-def _canonical_axis(axis: int, x: AnyArray) -> int:
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"gate axis {axis} is out of range for an input of shape {x.shape}")
-    return axis % x.ndim

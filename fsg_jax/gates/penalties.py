@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,7 @@ from jaxtyping import Array, Float
 from fsg_jax._checks import look_up
 from fsg_jax.gates.functions import HARD_CONCRETE_BETA, HARD_CONCRETE_HIGH, HARD_CONCRETE_LOW, squash
 from fsg_jax.gates.summary import binary_entropy, flat_gates
-
-GateKinds: TypeAlias = tuple[tuple[str, str], ...]
-Penalty: TypeAlias = Callable[[Mapping[str, Any], GateKinds], Array]
+from fsg_jax.typing import GateKinds, Penalty
 
 
 def l1(values: Float[Array, "..."]) -> Float[Array, ""]:

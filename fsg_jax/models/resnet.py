@@ -123,6 +123,9 @@ class ResNet(nn.Module):
       ValueError: on construction, for an attribute out of its range.
     """
 
+    shared_prefix: ClassVar[bool] = True
+    """Sequential routing computes what comes before the first gate once: 1.46 instead of 1.56 times a plain step."""
+
     stage_sizes: Sequence[int]
     block: type[ResidualBlock]
     num_classes: int

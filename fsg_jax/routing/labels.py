@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import tree_flatten_with_path, tree_unflatten
+from jax.tree_util import keystr, tree_map_with_path
 
 from fsg_jax.gates.gate import GATES
 from fsg_jax.typing import PyTree
@@ -30,33 +30,38 @@ class RoutedTransformation:
     patterns: Mapping[str, str]
 
     def init(self, trainable: PyTree) -> optax.OptState:
-        """Optimizer state of all labels, as from `optax.partition`."""
-        return optax.partition(self.transforms, self.labels(trainable)).init(trainable)
+        """Returns the optimizer state of all labels, that of `optax.multi_transform`."""
+        return optax.multi_transform(self.transforms, self.labels(trainable)).init(trainable)
 
     def labels(self, tree: PyTree) -> PyTree:
-        """The label of every leaf of `tree`, a tree of strings. Raises ValueError as `routed` says."""
+        """Returns the label of every leaf, a tree of strings. Raises ValueError as `routed` says."""
         return label_tree(tree, self.patterns, self.transforms)
 
     def step(
-        self, only: Collection[str], grads: PyTree, opt_state: optax.OptState, trainable: PyTree
+        self, active: Collection[str], grads: PyTree, opt_state: optax.OptState, trainable: PyTree
     ) -> tuple[PyTree, optax.OptState]:
-        """Moves the leaves of the labels `only`; all other leaves and optimizer states stay bit for bit as they are.
+        """Moves the leaves of the `active` labels; all other leaves and optimizer states stay bit for bit as they are.
+
+        Zero gradients would not do: they would still decay the moments of an Adam.
 
         Args:
-          only: labels to move.
-          grads: gradients, with the structure of `trainable`; None where a leaf's label does not move.
+          active: labels to move.
+          grads: gradients, with the structure of `trainable`; None may stand at leaves that do not move.
           opt_state: as from ``init``.
-          trainable: ``{"params": ..., "gates": ...}``.
+          trainable: e.g. ``{"params": ..., "gates": ...}``.
 
         Returns:
           New `trainable` and `opt_state`.
         """
         labels = self.labels(trainable)
-        chosen = {k: t if k in only else _hold(t) for k, t in self.transforms.items()}
+        chosen = {k: t if k in active else _hold(t) for k, t in self.transforms.items()}
         grads = jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads)
-        updates, opt_state = optax.partition(chosen, labels).update(grads, opt_state, trainable)
-        moved = jax.tree.map(lambda k, p, u: optax.apply_updates(p, u) if k in only else p, labels, trainable, updates)
-        return moved, opt_state
+        updates, opt_state = optax.multi_transform(chosen, labels).update(grads, opt_state, trainable)
+
+        def move(label: str, leaf: jax.Array, update: jax.Array) -> jax.Array:
+            return optax.apply_updates(leaf, update) if label in active else leaf
+
+        return jax.tree.map(move, labels, trainable, updates), opt_state
 
 
 def routed(labels: Mapping[str, str] | None = None, **transforms: optax.GradientTransformation) -> RoutedTransformation:
@@ -67,8 +72,8 @@ def routed(labels: Mapping[str, str] | None = None, **transforms: optax.Gradient
         routed(params=..., gates=..., frozen=optax.set_to_zero(), labels={"frozen": "params/(stem|stage1)/.*"})
 
     Clipping and weight decay given inside a label's transformation see that label's leaves alone. Decoupled weight
-    decay on gate logits pulls sigmoid gates to 0.5, not to 0. `optax.partition` (alias `multi_transform`) does the
-    labelling.
+    decay on gate logits pulls sigmoid gates to 0.5, not to 0. `optax.multi_transform` (also `optax.partition`) does
+    the labelling.
 
     Args:
       labels: label to a regular expression that must match the whole path of a leaf (`re.fullmatch`), the path
@@ -96,23 +101,22 @@ def as_routed(tx: optax.GradientTransformation | RoutedTransformation) -> Routed
 
 
 def label_tree(tree: PyTree, patterns: Mapping[str, str], known: Collection[str]) -> PyTree:
-    """The label of every leaf; every leaf has exactly one, or a ValueError names it. See `routed`."""
-    leaves, treedef = tree_flatten_with_path(tree)
-    paths = ["/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in leaves]
+    """Returns the label of every leaf; every leaf has exactly one, or a ValueError names it. See `routed`."""
+    paths = jax.tree.leaves(tree_map_with_path(lambda path, _: keystr(path, simple=True, separator="/"), tree))
     for label, pattern in patterns.items():
         if not any(re.fullmatch(pattern, path) for path in paths):
-            raise ValueError(f"the pattern {pattern!r} of label {label!r} matches none of {len(paths)} leaves")
-    return tree_unflatten(treedef, [_label_of(path, patterns, known) for path in paths])
+            raise ValueError(f"labels: the pattern {pattern!r} of {label!r} matches none of {len(paths)} leaves")
 
+    def label_of(path: str) -> str:
+        claims = [k for k, pattern in patterns.items() if re.fullmatch(pattern, path)] or [path.split("/")[0]]
+        if len(claims) > 1:
+            raise ValueError(f"leaf {path!r} has more than one label: {sorted(claims)}")
+        if claims[0] not in known:
+            found = f"leaf {path!r} has label {claims[0]!r}, which no transformation moves"
+            raise ValueError(f"{found}; there are {sorted(known)}")
+        return claims[0]
 
-def _label_of(path: str, patterns: Mapping[str, str], known: Collection[str]) -> str:
-    claims = [label for label, pattern in patterns.items() if re.fullmatch(pattern, path)]
-    if len(claims) > 1:
-        raise ValueError(f"leaf {path!r} has more than one label: {sorted(claims)}")
-    label = claims[0] if claims else path.split("/")[0]
-    if label not in known:
-        raise ValueError(f"leaf {path!r} has label {label!r}, which no transformation moves; there are {sorted(known)}")
-    return label
+    return jax.tree.unflatten(jax.tree.structure(tree), map(label_of, paths))
 
 
 def gate_labels(tree: Mapping[str, PyTree], labels: PyTree) -> frozenset[str]:
@@ -129,8 +133,15 @@ def gate_labels(tree: Mapping[str, PyTree], labels: PyTree) -> frozenset[str]:
     return frozenset(of_gates - of_others)
 
 
+def is_weight(tree: PyTree) -> PyTree:
+    """Returns a mask for weight decay, ``optax.adamw(..., mask=is_weight)``: True at all leaves but gate logits."""
+    return tree_map_with_path(lambda path, _: path[0].key != GATES, tree)
+
+
 def _hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    """`tx` that moves no leaf and keeps its state."""
+
+    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
         del params
         return jax.tree.map(jnp.zeros_like, updates), state
 

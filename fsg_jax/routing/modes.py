@@ -1,161 +1,206 @@
-"""Gradient routing: who may move what, and in which order (Roffo et al. 2024).
+"""Gradient routing: which leaves move, by which loss, in which order (Roffo et al. 2024).
 
-Weights ``w`` and gates ``g`` are moved by optimizers ``A`` and ``B``; ``L`` is the loss, ``G`` the gate loss (``L``
-itself unless another is given) plus any gate penalty; ``x`` is the batch, ``x'`` the gate pass's batch (``x`` itself
-unless another is given). "Gradient routing" in Cloud et al. 2024 is a different method, a mask on the backward
-pass; `route` is its primitive.
+A step is a list of passes. A pass takes the gradient of its loss with respect to the leaves of its labels, while
+`jax.lax.stop_gradient` holds all others, and `optax.multi_transform` moves these leaves alone. A mode puts a gate pass
+and a main pass in order.
+
+In the equations, optimizer ``A`` moves the weights ``w`` and ``B`` the gates ``g``. ``L`` is the loss on the batch
+``x``. ``G`` is the gate loss (``L`` unless another is given) plus any penalty, on the gate batch ``x'`` (``x`` unless
+another is given).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+import optax
+from jaxtyping import Array
 
-from fsg_jax._checks import look_up
-from fsg_jax.routing.gradients import Gradient, Pass, tree_norm
-from fsg_jax.training.state import TrainState
-from fsg_jax.typing import PyTree
+from fsg_jax.routing.labels import RoutedTransformation
+from fsg_jax.typing import Batch, Key, PyTree
 
+LossFn: TypeAlias = Callable[[PyTree, PyTree, Batch, Key], tuple[Array, tuple[PyTree, dict[str, Array]]]]
+"""``loss_fn(trainable, model_state, batch, key) -> (loss, (model_state, metrics))``, of pytrees of arrays."""
 
-@jax.custom_jvp
-def route(x: Float[Array, "..."], mask: Num[Array, "..."] | Bool[Array, "..."] | float) -> Float[Array, "..."]:
-    """Identity forward; backward, the gradient is multiplied by `mask`, which broadcasts to the shape of `x`.
-
-    ``route(x, 0)`` is `jax.lax.stop_gradient`, ``route(x, 1)`` the identity, a constant in between scales the
-    gradient. In value and gradient it is ``m x + (1 - m) stop_gradient(x)`` (Cloud et al. 2024), bit for bit ``x``.
-    """
-    del mask
-    return x
+Report: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
+"""Metrics of a pass, and gradient norms by label."""
 
 
-@route.defjvp
-def _route_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
-    (x, mask), (dx, _) = primals, tangents
-    return x, jnp.broadcast_to(jnp.asarray(mask), dx.shape).astype(dx.dtype) * dx
+class Pass(NamedTuple):
+    """One pass of a step: the labels that it moves, the loss that it lowers, the batch that it sees."""
+
+    labels: frozenset[str]
+    loss: LossFn
+    batch: Batch
+    at_start: bool = False
+    """Takes the gradient at the leaves as the step found them, not as the passes before have left them."""
+    updates_state: bool = True
+    """Keeps the model state (e.g. BatchNorm statistics) that its forward pass gives."""
+    every: int = 1
+    """k: runs at steps 0, k, 2k, ... only."""
+    differentiated: frozenset[str] | None = None
+    """Labels whose gradient is taken; by default those that move."""
+    combine: Callable[[PyTree | None, PyTree], PyTree] | None = None
+    """Gradients to apply, from those of the pass before (None at the first) and its own."""
 
 
-class Passes(NamedTuple):
-    """What a routing mode puts together: gradients of the two passes and the labels that each moves."""
-
-    main: Pass
-    gate: Pass
-    share: Callable[..., tuple[Pass, Pass]] | None
-    """``share(trainable, model_state, gate_labels) -> (gate, main)``: the same passes with what they have in common
-    computed once; None where they have another batch each, or go through it in parts."""
-    gate_labels: frozenset[str]
-    weight_labels: frozenset[str]
-    separate: bool
-    """Whether the gate pass has a loss or a batch of its own."""
-    every: int
-    clip: tuple[float | None, float | None]
-
-
-class Routed(NamedTuple):
-    """Result of one routed step."""
+class Point(NamedTuple):
+    """What a step moves."""
 
     trainable: PyTree
-    opt_state: Any
-    main: Gradient
-    gate_grads: PyTree
+    opt_state: optax.OptState
+    model_state: PyTree
 
 
-def none(state: TrainState, passes: Passes) -> Routed:
+def single_optimizer(gate: Pass, main: Pass) -> list[Pass]:
     """One gradient, one optimizer: ``(w, g) <- A(w, g; grad_{w,g} L(w, g; x))``, the arm "FSG without GR"."""
-    return _together(state, passes)
+    return [main._replace(labels=gate.labels | main.labels)]
 
 
-def joint(state: TrainState, passes: Passes) -> Routed:
-    """Two optimizers, both at the old point: ``w <- A(w; grad_w L(w, g; x))``, ``g <- B(g; grad_g G(w, g; x'))``.
+def joint(gate: Pass, main: Pass) -> list[Pass]:
+    """Two optimizers, both at the old point: ``g' = B(g; grad_g G(w, g; x'))``, ``w' = A(w; grad_w L(w, g; x))``.
 
-    One backward pass, unless the gates have a loss or a batch of their own.
+    One backward pass serves both, unless the gates have a loss or a batch of their own.
     """
-    if not passes.separate:
-        return _together(state, passes)
-    gate = passes.gate(state.trainable, state.model_state, passes.gate_labels)
-    main = passes.main(state.trainable, state.model_state, passes.weight_labels)
-    trainable, opt_state = state.tx.step(passes.gate_labels, gate.grads, state.opt_state, state.trainable)
-    trainable, opt_state = state.tx.step(passes.weight_labels, main.grads, opt_state, trainable)
-    return Routed(trainable, opt_state, main, gate.grads)
+    if gate.loss is main.loss and gate.batch is main.batch:
+        return [main._replace(labels=gate.labels | main.labels)]
+    return [gate, main._replace(at_start=True)]
 
 
-def sequential(state: TrainState, passes: Passes) -> Routed:
+def sequential(gate: Pass, main: Pass) -> list[Pass]:
     """The paper's two passes: ``g' = B(g; grad_g G(w, g; x'))``, then ``w' = A(w; grad_w L(w, g'; x))``.
 
-    The gate pass differentiates the gates alone, so that it has no weight gradients, and layers before the first
-    gate, the same in both passes, are computed once (`fsg_jax.routing.shared_passes`). Both passes see the same random
-    draws. Model state (BatchNorm statistics) is updated once, by the main pass. With ``gate_every=k`` the gate pass
-    runs at steps 0, k, 2k, ...
+    Both passes see the same random draws. Only the main pass updates the model state.
     """
-    if not passes.gate_labels:
-        return _together(state, passes)
-
-    gate, main = passes.gate, passes.main
-    if passes.share is not None:
-        gate, main = passes.share(state.trainable, state.model_state, passes.gate_labels)
-
-    def gate_pass(trainable: PyTree, opt_state: Any) -> tuple[PyTree, Any, PyTree]:
-        grads = gate(trainable, state.model_state, passes.gate_labels).grads
-        trainable, opt_state = state.tx.step(passes.gate_labels, grads, opt_state, trainable)
-        return trainable, opt_state, grads
-
-    def skip(trainable: PyTree, opt_state: Any) -> tuple[PyTree, Any, PyTree]:
-        grads = jax.eval_shape(gate_pass, trainable, opt_state)[2]
-        return trainable, opt_state, jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), grads)
-
-    if passes.every == 1:
-        trainable, opt_state, gate_grads = gate_pass(state.trainable, state.opt_state)
-    else:
-        due = state.step % passes.every == 0
-        trainable, opt_state, gate_grads = jax.lax.cond(due, gate_pass, skip, state.trainable, state.opt_state)
-    moved = main(trainable, state.model_state, passes.weight_labels)
-    trainable, opt_state = state.tx.step(passes.weight_labels, moved.grads, opt_state, trainable)
-    return Routed(trainable, opt_state, moved, gate_grads)
+    return [gate, main]
 
 
-def reference(state: TrainState, passes: Passes) -> Routed:
+def reference(gate: Pass, main: Pass, clip: tuple[float | None, float | None] = (None, None)) -> list[Pass]:
     """What the released code does without a gradient scaler; for parity studies only.
 
-    ``c(h, t) = min(1, t / (|h| + 1e-6))`` clips over all leaves, NaN and Inf then become 0. Pass A, at ``(w, g)``:
-    ``a = clip(grad_{w,g} G, t_gate)``; ``g' = B(g; a_g)``. Pass B, at ``(w, g')``: ``b = clip(a + grad_{w,g} L,
-    t_main)``; ``w' = A(w; b_w)``. The gradients of pass A are not cleared, and both passes update the model state.
-    Flax's running variance is the biased one, PyTorch's the unbiased, so running variances differ by n/(n-1).
+    ``a = c(grad_{w,g} G(w, g), t_gate)``, ``g' = B(g; a_g)``; then ``b = c(a + grad_{w,g} L(w, g'), t_main)``,
+    ``w' = A(w; b_w)``, where ``c(h, t) = min(1, t / (|h| + 1e-6)) h`` over all leaves, and NaN and Inf become 0. So the
+    gradients of the gate pass are not cleared, and both passes update the model state. Flax keeps the biased running
+    variance, PyTorch the unbiased one: running variances differ by n/(n-1).
     """
-    if not passes.gate_labels:
-        return _together(state, passes)
-    labels = passes.gate_labels | passes.weight_labels
-    gate = passes.gate(state.trainable, state.model_state, labels)
-    kept = _clip(gate.grads, passes.clip[0])
-    trainable, opt_state = state.tx.step(passes.gate_labels, kept, state.opt_state, state.trainable)
-    main = passes.main(trainable, gate.model_state, labels)
-    grads = _clip(jax.tree.map(jnp.add, kept, main.grads), passes.clip[1])
-    trainable, opt_state = state.tx.step(passes.weight_labels, grads, opt_state, trainable)
-    return Routed(trainable, opt_state, main._replace(grads=grads), {})
+    both = gate.labels | main.labels
+    return [
+        gate._replace(differentiated=both, updates_state=True, combine=partial(_accumulate_and_clip, clip[0])),
+        main._replace(differentiated=both, combine=partial(_accumulate_and_clip, clip[1])),
+    ]
 
 
-ROUTINGS: dict[str, Callable[[TrainState, Passes], Routed]] = {
-    "none": none,
+ROUTINGS: dict[str, Callable[..., list[Pass]]] = {
+    "none": single_optimizer,
     "joint": joint,
     "sequential": sequential,
     "reference": reference,
 }
 
 
-def get_routing(name: str) -> Callable[[TrainState, Passes], Routed]:
-    """The routing mode of a name; an unknown name is a ValueError that suggests the nearest."""
-    return look_up(ROUTINGS, name, "routing")
+def take_passes(
+    passes: list[Pass], tx: RoutedTransformation, point: Point, key: Key, *, step: Any = 0, accumulate: int = 1
+) -> tuple[Point, dict[str, Array], dict[str, Array]]:
+    """Takes the passes in order, each with the same `key`.
+
+    Args:
+      passes: from a mode, or of one's own.
+      tx: the optimizer of every label.
+      point: where the step begins.
+      key: random draws of the forward passes.
+      step: number of the step, from 0, for `Pass.every`.
+      accumulate: number of micro-batches that a batch is cut into, see `gradient`.
+
+    Returns:
+      The new point, the metrics of the last pass, and the gradient norm of every label that was differentiated.
+    """
+    labels, start = tx.labels(point.trainable), point.trainable
+    grads: PyTree | None = None
+    metrics: dict[str, Array] = {}
+    norms: dict[str, Array] = {}
+    for one in passes:
+        take = partial(_take, one, tx, labels, start, grads, key, accumulate)
+        if one.every == 1:
+            point, report, grads = take(point)
+        else:
+            due = step % one.every == 0
+            point, report = jax.lax.cond(due, lambda p, take=take: take(p)[:2], partial(_skip, take), point)
+        metrics, norms = report[0], norms | report[1]
+    return point, metrics, norms
 
 
-def _together(state: TrainState, passes: Passes) -> Routed:
-    labels = passes.gate_labels | passes.weight_labels
-    main = passes.main(state.trainable, state.model_state, labels)
-    trainable, opt_state = state.tx.step(labels, main.grads, state.opt_state, state.trainable)
-    return Routed(trainable, opt_state, main, {})
+def _take(
+    one: Pass, tx: RoutedTransformation, labels: PyTree, start: PyTree, before: PyTree, key: Key, n: int, point: Point
+) -> tuple[Point, Report, PyTree]:
+    at = point._replace(trainable=start) if one.at_start else point
+    grads, model_state, metrics = gradient(one, labels, at, key, n)
+    if one.combine is not None:
+        grads = one.combine(before, grads)
+    trainable, opt_state = tx.step(one.labels, grads, point.opt_state, point.trainable)
+    moved = Point(trainable, opt_state, model_state if one.updates_state else point.model_state)
+    return moved, (metrics, _norms(labels, grads)), grads
 
 
-def _clip(grads: PyTree, threshold: float | None) -> PyTree:
+def _skip(take: Callable[..., Any], point: Point) -> tuple[Point, Report]:
+    return point, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, point)[1])
+
+
+def gradient(
+    one: Pass, labels: PyTree, point: Point, key: Key, accumulate: int = 1
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    """The gradient of one pass, the model state that its forward pass gives, and its metrics.
+
+    Gradients are None at the leaves that the pass does not differentiate. With ``accumulate = n > 1`` the batch is cut
+    into n equal micro-batches along its leading axis: gradients and metrics are their means, and the model state runs
+    through them in order.
+
+    Raises:
+      ValueError: the batch cannot be cut into n equal parts.
+    """
+    active = one.labels if one.differentiated is None else one.differentiated
+
+    def loss(trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> Any:
+        held = jax.tree.map(lambda k, leaf: leaf if k in active else jax.lax.stop_gradient(leaf), labels, trainable)
+        return one.loss(held, model_state, batch, key)
+
+    def grad(model_state: PyTree, batch: Batch, key: Key) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        grads, (model_state, metrics) = jax.grad(loss, has_aux=True)(point.trainable, model_state, batch, key)
+        return jax.tree.map(lambda k, g: g if k in active else None, labels, grads), model_state, metrics
+
+    if accumulate == 1:
+        return grad(point.model_state, one.batch, key)
+
+    def body(carry: tuple[PyTree, PyTree], xs: tuple[Batch, Key]) -> tuple[tuple[PyTree, PyTree], dict[str, Array]]:
+        grads, model_state, metrics = grad(carry[1], *xs)
+        return (jax.tree.map(jnp.add, carry[0], grads), model_state), metrics
+
+    zeros = jax.tree.map(lambda k, leaf: jnp.zeros_like(leaf) if k in active else None, labels, point.trainable)
+    xs = _micro_batches(one.batch, accumulate), jax.random.split(key, accumulate)
+    (total, model_state), metrics = jax.lax.scan(body, (zeros, point.model_state), xs)
+    grads = jax.tree.map(lambda g: g / accumulate, total)
+    return grads, model_state, jax.tree.map(lambda m: m.mean(0), metrics)
+
+
+def _micro_batches(batch: Batch, n: int) -> dict[str, Any]:
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % n:
+        raise ValueError(f"accumulate: expected a divisor of {size}, the batch size, found {n}")
+    return jax.tree.map(lambda v: v.reshape(n, size // n, *v.shape[1:]), dict(batch))
+
+
+def _accumulate_and_clip(threshold: float | None, before: PyTree | None, grads: PyTree) -> PyTree:
+    if before is not None:
+        grads = jax.tree.map(jnp.add, before, grads)
     if threshold is not None:
-        factor = jnp.minimum(1.0, threshold / (tree_norm(grads) + 1e-6))
+        factor = jnp.minimum(1.0, threshold / (optax.tree.norm(grads) + 1e-6))
         grads = jax.tree.map(lambda g: g * factor, grads)
     return jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), grads)
+
+
+def _norms(labels: PyTree, grads: PyTree) -> dict[str, Array]:
+    """Euclidean norm of the gradients by label."""
+    by_label: dict[str, list[Array]] = {}
+    jax.tree.map(lambda k, g: None if g is None else by_label.setdefault(k, []).append(g), labels, grads)
+    return {label: optax.tree.norm(leaves) for label, leaves in sorted(by_label.items())}

@@ -1,7 +1,8 @@
 """What two passes over one batch have in common: the computation up to the first leaf that moves between them.
 
-The compiler does not find it by itself: it simplifies the pass that is differentiated and the one that is not in
-different ways before it looks for what is equal, and then finds little beyond the first convolution.
+`share_prefix` wraps a forward function. The passes call what it returns in place of that function and know nothing of
+it. The compiler does not find the common part by itself: it simplifies the pass that is differentiated and the one that
+is not in different ways before it looks for what is equal, and then finds little beyond the first convolution.
 """
 
 from collections.abc import Callable
@@ -15,25 +16,66 @@ from fsg_jax.typing import PyTree
 _FIXED, _BEFORE, _AFTER = range(3)
 
 
-class Halves(NamedTuple):
-    """A function ``f(moving, fixed, data)`` in two halves: ``after(moving, fixed, before(fixed, data))`` equals it."""
+def share_prefix(
+    forward: Callable[[PyTree, PyTree], Any], moves: PyTree, trainable: PyTree, inputs: PyTree
+) -> Callable[..., Any]:
+    """Returns ``f(trainable, ...) = forward(trainable, inputs)``, the common part being computed here, once.
+
+    The common part is what comes before the first moving leaf. `f` ignores its other arguments. It holds while the
+    leaves that do not move have the values that they have in `trainable`, and can be differentiated
+    in reverse mode; gradients of the fixed leaves go back through the common part, which is not computed again.
+
+    Args:
+      forward: a function of pytrees of arrays; whatever it closes over counts as fixed.
+      moves: a tree like `trainable` of bools, True at the leaves that change between the calls.
+      trainable: values at the first call.
+      inputs: the batch that all calls see.
+    """
+
+    def part(tree: PyTree, moving: bool) -> PyTree:
+        return jax.tree.map(lambda m, leaf: leaf if m == moving else None, moves, tree)
+
+    def run(moving: PyTree, fixed: PyTree, inputs: PyTree) -> Any:
+        whole = jax.tree.map(lambda m, a, b: a if m else b, moves, moving, fixed)
+        return forward(whole, inputs)
+
+    fixed = part(trainable, False)
+    split = split_at_first_use(run, part(trainable, True), fixed, inputs)
+    boundary, pull_back = jax.vjp(lambda fixed: split.before(fixed, inputs), fixed)
+
+    @jax.custom_vjp
+    def prefix(fixed: PyTree) -> list[jax.Array]:
+        del fixed
+        return boundary
+
+    prefix.defvjp(lambda fixed: (boundary, None), lambda _, gradient: pull_back(gradient))
+
+    def shared(trainable: PyTree, *_: Any, **__: Any) -> Any:
+        fixed = part(trainable, False)
+        return split.after(part(trainable, True), fixed, prefix(fixed))
+
+    return shared
+
+
+class Split(NamedTuple):
+    """A function ``f(moving, fixed, data)`` in two parts: ``after(moving, fixed, before(fixed, data))`` equals it."""
 
     before: Callable[[PyTree, PyTree], list[jax.Array]]
-    """Everything that depends on `data` and not on `moving`; gives what `after` needs of it."""
+    """Computes everything that depends on `data` and not on `moving`; returns what `after` needs of it."""
     after: Callable[[PyTree, PyTree, list[jax.Array]], Any]
-    """The rest, and the result."""
+    """Computes the rest, and the result."""
 
 
-def split_before(f: Callable[..., Any], moving: PyTree, fixed: PyTree, data: PyTree) -> Halves:
-    """The halves of `f` for arguments of these shapes; `f` is traced once.
+def split_at_first_use(f: Callable[..., Any], moving: PyTree, fixed: PyTree, data: PyTree) -> Split:
+    """Splits `f` for arguments of these shapes; `f` is traced once.
 
     What depends on neither `moving` nor `data`, such as a parameter's cast, its gathering from other devices or a
-    random mask, is in both halves: it need not be kept between them. A function that JAX does not look into, such as a
-    rematerialised block or one under its own ``jit``, is in the second half if any of its inputs is.
+    random mask, is in both parts: it need not be kept between them. A function that JAX does not look into, such as a
+    rematerialised block or one under its own ``jit``, is in the second part if any of its inputs is.
 
     Args:
       f: ``f(moving, fixed, data)``, of pytrees of arrays; it may close over others, which count as fixed.
-      moving: leaves at which the second half is evaluated more than once.
+      moving: leaves at which the second part is evaluated more than once.
       fixed: leaves that do not change in between.
       data: the batch.
     """
@@ -41,43 +83,33 @@ def split_before(f: Callable[..., Any], moving: PyTree, fixed: PyTree, data: PyT
     jaxpr, result = closed.jaxpr, jax.tree.structure(shape)
     inputs = iter(jaxpr.invars)
     moves, stays, reads = ([next(inputs) for _ in jax.tree.leaves(tree)] for tree in (moving, fixed, data))
-    levels = _levels(jaxpr, dict.fromkeys(moves, _AFTER) | dict.fromkeys(reads, _BEFORE))
-    first = [eqn for eqn, level in levels.equations if level != _AFTER]
-    second = [eqn for eqn, level in levels.equations if level != _BEFORE]
-    wanted = [v for eqn in second for v in eqn.invars] + list(jaxpr.outvars)
-    crossing = list(dict.fromkeys(v for v in wanted if levels.of(v) == _BEFORE))
+    levels = dict.fromkeys(moves, _AFTER) | dict.fromkeys(reads, _BEFORE)
 
-    run_first = _function(jaxpr, closed.consts, [*stays, *reads], crossing, first)
-    run_second = _function(jaxpr, closed.consts, [*moves, *stays, *crossing], jaxpr.outvars, second)
+    def level_of(atom: Any) -> int:
+        return _FIXED if isinstance(atom, Literal) else levels.get(atom, _FIXED)
+
+    first, second = [], []
+    for eqn in jaxpr.eqns:
+        level = max(map(level_of, eqn.invars), default=_FIXED)
+        if eqn.effects:  # e.g. a print, which is to happen once
+            level = max(level, _BEFORE)
+        first += [eqn] * (level != _AFTER)
+        second += [eqn] * (level != _BEFORE)
+        levels |= dict.fromkeys(eqn.outvars, level)
+    wanted = [v for eqn in second for v in eqn.invars] + list(jaxpr.outvars)
+    boundary = list(dict.fromkeys(v for v in wanted if level_of(v) == _BEFORE))
+
+    run_first = _function(jaxpr, closed.consts, [*stays, *reads], boundary, first)
+    run_second = _function(jaxpr, closed.consts, [*moves, *stays, *boundary], jaxpr.outvars, second)
     leaves = jax.tree.leaves
 
     def before(fixed: PyTree, data: PyTree) -> list[jax.Array]:
         return run_first(*leaves(fixed), *leaves(data))
 
-    def after(moving: PyTree, fixed: PyTree, crossing: list[jax.Array]) -> Any:
-        return jax.tree.unflatten(result, run_second(*leaves(moving), *leaves(fixed), *crossing))
+    def after(moving: PyTree, fixed: PyTree, boundary: list[jax.Array]) -> Any:
+        return jax.tree.unflatten(result, run_second(*leaves(moving), *leaves(fixed), *boundary))
 
-    return Halves(before, after)
-
-
-class _Levels(NamedTuple):
-    variables: dict[Any, int]
-    equations: list[tuple[Any, int]]
-
-    def of(self, atom: Any) -> int:
-        return _FIXED if isinstance(atom, Literal) else self.variables.get(atom, _FIXED)
-
-
-def _levels(jaxpr: Jaxpr, variables: dict[Any, int]) -> _Levels:
-    """Where every equation belongs; `variables` has the levels of the inputs that are not fixed."""
-    levels = _Levels(variables, [])
-    for eqn in jaxpr.eqns:
-        level = max(map(levels.of, eqn.invars), default=_FIXED)
-        if eqn.effects:  # e.g. a print, which is to happen once
-            level = max(level, _BEFORE)
-        levels.equations.append((eqn, level))
-        variables.update(dict.fromkeys(eqn.outvars, level))
-    return levels
+    return Split(before, after)
 
 
 def _function(jaxpr: Jaxpr, consts: Any, invars: Any, outvars: Any, eqns: Any) -> Callable[..., list[jax.Array]]:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from fsg_jax.training.metrics import get_labels
 from fsg_jax.typing import Batch, Loss
 
 
@@ -20,15 +21,10 @@ def cross_entropy(outputs: Float[Array, "batch classes"], batch: Batch) -> Float
     Raises:
         ValueError: labels of another shape or dtype.
     """
-    logits, labels = _widen(outputs), jnp.asarray(batch["label"])
-    if jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == logits.shape[:1]:
+    logits, labels = _widen(outputs), get_labels(outputs, batch)
+    if labels.ndim == 1:
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape == logits.shape:
-        return optax.losses.softmax_cross_entropy(logits, _widen(labels))
-    raise ValueError(
-        f"label: expected integers {logits.shape[:1]} or probabilities {logits.shape}, "
-        f"found {labels.dtype} of shape {labels.shape}"
-    )
+    return optax.losses.softmax_cross_entropy(logits, _widen(labels))
 
 
 def make_cross_entropy(label_smoothing: float = 0.0) -> Loss:

@@ -44,13 +44,22 @@ def top_k_accuracy(k: int) -> Callable[[Array, Batch], Array]:
     return metric
 
 
-def _classes(outputs: Array, batch: Batch) -> Int[Array, " batch"]:
+def get_labels(outputs: Array, batch: Batch) -> Array:
+    """Returns ``batch["label"]``: class indices (batch,) or probabilities (batch, classes).
+
+    Raises:
+        ValueError: labels of another shape or dtype.
+    """
     labels = jnp.asarray(batch["label"])
-    if jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == outputs.shape[:1]:
-        return labels
-    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape == outputs.shape:
-        return labels.argmax(-1)
-    raise ValueError(
-        f"label: expected integers {outputs.shape[:1]} or probabilities {outputs.shape}, "
-        f"found {labels.dtype} of shape {labels.shape}"
-    )
+    kind, shape = (jnp.integer, outputs.shape[:1]) if labels.ndim == 1 else (jnp.floating, outputs.shape)
+    if not jnp.issubdtype(labels.dtype, kind) or labels.shape != shape:
+        raise ValueError(
+            f"label: expected integers {outputs.shape[:1]} or probabilities {outputs.shape}, "
+            f"found {labels.dtype} of shape {labels.shape}"
+        )
+    return labels
+
+
+def _classes(outputs: Array, batch: Batch) -> Int[Array, " batch"]:
+    labels = get_labels(outputs, batch)
+    return labels if labels.ndim == 1 else labels.argmax(-1)

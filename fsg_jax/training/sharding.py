@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import with_sharding_constraint
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
-from fsg_jax.typing import AnyArray, Batch, PyTree
+from fsg_jax.typing import AnyArray, Batch
 
 AXES = ("data", "fsdp")
 """Axes of the mesh. A batch is split over both, parameters over the second."""
@@ -149,22 +148,3 @@ def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
     if sharding.is_fully_addressable:
         return jax.device_put(dict(batch), sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), dict(batch))
-
-
-def gather_leaves(tree: PyTree, shardings: PyTree) -> PyTree:
-    """`tree` with the leaves that `shardings` splits gathered; their gradients come back split.
-
-    Inside jit. Without it the partitioner may split activations as the parameters are split.
-    """
-    return jax.tree.map(lambda leaf, s: leaf if s.is_fully_replicated else _gather(leaf, s), tree, shardings)
-
-
-def _gather(leaf: Array, sharding: NamedSharding) -> Array:
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
-
-    @jax.custom_vjp
-    def gather(x: Array) -> Array:
-        return with_sharding_constraint(x, whole)
-
-    gather.defvjp(lambda x: (gather(x), None), lambda _, g: (with_sharding_constraint(g, sharding),))
-    return gather(leaf)

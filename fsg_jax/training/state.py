@@ -1,6 +1,7 @@
 """`TrainState`: everything a run is, as one pytree."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.lax import with_sharding_constraint
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fsg_jax.gates.gate import GATES
 from fsg_jax.gates.summary import find_gate_kinds
@@ -17,7 +20,7 @@ from fsg_jax.typing import Key, PyTree
 TRAINABLE = ("params", GATES)
 """Collections that optimizers move; every other collection is model state, which the forward pass updates."""
 
-STREAMS = ("dropout", GATES)
+RNG_STREAMS = ("dropout", GATES)
 """Random streams given to the model in training."""
 
 
@@ -122,7 +125,23 @@ def init_state(
 def apply_model(
     model: nn.Module, variables: dict[str, PyTree], inputs: Any, *, train: bool, rngs: dict[str, Key] | None = None
 ) -> tuple[Any, dict[str, PyTree]]:
-    """Outputs and updated model state; ``train=`` is passed to modules whose ``__call__`` takes it."""
+    """Returns outputs and updated model state; passes ``train=`` to modules whose ``__call__`` takes it."""
     kwargs: dict[str, Any] = {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}
     mutable = [k for k in variables if k not in TRAINABLE] if train else []
     return model.apply(variables, inputs, rngs=rngs, mutable=mutable, **kwargs)  # type: ignore[return-value]
+
+
+def gather_leaves(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Gathers the leaves that `shardings`, a tree like `tree`, splits over devices; their gradients come back split.
+
+    Inside jit. Without it the partitioner may split activations as the parameters are split.
+    """
+    return jax.tree.map(lambda leaf, s: leaf if s.is_fully_replicated else _gather(leaf, s), tree, shardings)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return with_sharding_constraint(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+_gather.defvjp(lambda leaf, s: (_gather(leaf, s), None), lambda s, _, g: (with_sharding_constraint(g, s),))
