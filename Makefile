@@ -5,7 +5,7 @@ MARKS ?= not slow and not gpu and not tfds and not parity
 
 PHANTOM := runs/phantom
 
-.PHONY: demo demo-polyps test test-slow test-gpu parity lint setup clean
+.PHONY: demo demo-polyps test test-slow test-tfds test-gpu parity lint setup clean
 
 setup: .venv/installed
 
@@ -34,6 +34,12 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not tfds and not parity"
+
+# TensorFlow and tensorflow-datasets, which prepare CIFAR-100.
+test-tfds: setup
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,tfds]'
+	$(BIN)/python -m pytest -q -m tfds
 
 test-gpu: setup
 	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu
