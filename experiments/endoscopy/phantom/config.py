@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-GENERATOR = "experiments.endoscopy.phantom"
+GENERATOR = "experiments.phantom"
 VERSION = 1
 """Raised whenever the same options give other bytes."""
 
