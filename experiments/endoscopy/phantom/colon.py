@@ -37,36 +37,25 @@ class Ellipsoid(NamedTuple):
 
 
 class Polyp(NamedTuple):
-    """A polyp; `parts` are its head and, if it has one, its stalk."""
+    """A polyp: its head and, if it has one, its stalk; `tint` are the factors of its colour, (3,)."""
 
     parts: tuple[Ellipsoid, ...]
     tint: np.ndarray
-    """Factors of its colour, (3,)."""
-
-    @property
-    def centre(self) -> np.ndarray:
-        """Centre of the head."""
-        return self.parts[0].centre
 
 
-class Look(NamedTuple):
-    """Light and colours of a video."""
+class Scene(NamedTuple):
+    """A wall, the polyps on it (or none), and their light and colours."""
 
+    wall: Wall
+    polyps: tuple[Polyp, ...]
     gain: float
     cast: np.ndarray
+    """Factors of all colours, (3,)."""
     offset: np.ndarray
     """Where the wall's texture starts, in mm, (2,)."""
     vessels: float
     gloss: float
     noise: float
-
-
-class Scene(NamedTuple):
-    """A wall, the polyps on it (or none), and how they are lit."""
-
-    wall: Wall
-    polyps: tuple[Polyp, ...]
-    look: Look
 
 
 def random_scene(sizes: tuple[float, ...], rng: np.random.Generator) -> Scene:
@@ -81,8 +70,7 @@ def random_scene(sizes: tuple[float, ...], rng: np.random.Generator) -> Scene:
     gain = float(np.exp(rng.normal(0, 0.12)))
     cast = np.array([1.0, *rng.uniform((0.88, 0.82), (1.12, 1.18))])
     offset = rng.uniform(0, 64, 2)
-    vessels, gloss, noise = rng.uniform((0.4, 0.6, 1.5), (1.0, 1.3, 4.0)).tolist()
-    return Scene(wall, polyps, Look(gain, cast, offset, vessels, gloss, noise))
+    return Scene(wall, polyps, gain, cast, offset, *rng.uniform((0.4, 0.6, 1.5), (1.0, 1.3, 4.0)).tolist())
 
 
 def _random_wall(angle: float, rng: np.random.Generator) -> Wall:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from experiments.endoscopy.phantom.native_layouts import Corners, Layout
-from experiments.endoscopy.phantom.phantom_plan import Frame, Video
+from experiments.endoscopy.phantom.native_layouts import Layout, append_text
+from experiments.endoscopy.phantom.phantom_plan import Corners, Frame, Video
 
 
 class Damage(NamedTuple):
@@ -58,13 +58,16 @@ def add_broken(root: Path, layout: Layout, videos: Sequence[Video], count: int) 
         damage, first = DAMAGES[kind], video.polyps[0]
         frame, box = [(frame, box) for frame in video.frames for box in frame.boxes if box.polyp == first][-1]
         number = max(frame.number for frame in video.frames) + 10 + k // len(videos)
-        extra = layout.extra_frame(video, number, damage.corners(box.corners, frame), sized=damage.sized)
+        polyp, table, row = (first, None, "") if damage.sized else layout.unsized(video)
+        box = box._replace(polyp=polyp, corners=damage.corners(box.corners, frame))
+        extra = frame._replace(number=number, boxes=(box,))
+        ((image, _),), ((annotation, text),) = layout.images(video, extra), layout.annotations(video, extra)
         data = damage.image((root / layout.images(video, frame)[0][0]).read_bytes())
         if data is not None:
-            (root / extra.image).parent.mkdir(parents=True, exist_ok=True)
-            (root / extra.image).write_bytes(data)
-        for name, text in ((extra.annotation, damage.annotation(extra.text)), (extra.table, extra.row)):
-            with (root / name).open("a") as file:
-                file.write(text)
-        broken.append({"image": extra.image, "annotation": extra.annotation, "kind": kind})
+            (root / image).parent.mkdir(parents=True, exist_ok=True)
+            (root / image).write_bytes(data)
+        append_text(root / annotation, damage.annotation(text))
+        if table is not None:
+            append_text(root / table, row)
+        broken.append({"image": image, "annotation": annotation, "kind": kind})
     return broken

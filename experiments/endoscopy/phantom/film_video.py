@@ -43,7 +43,7 @@ def film_video(plan: Video, config: Config, layout: Layout, root: Path) -> Video
                 _save(root / "depth" / layout.dataset / png, levels, compress_level=1)
             if polyps:
                 seen = picture.masks[[plan.polyps.index(polyp) for polyp in polyps]].any(axis=0)
-                _save(root / "masks" / png, seen.astype(np.uint8) * 255, compress_level=1)
+                _save(root / "masks" / png, np.where(seen, np.uint8(255), np.uint8(0)), compress_level=1)
     return plan._replace(frames=tuple(frames))
 
 
@@ -59,7 +59,9 @@ def _boxes(plan: Video, scene: Scene, pose: Pose, picture: Picture, camera: Came
         if pixels >= _min_pixels(camera):
             rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
             corners = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            boxes.append(Box(index, corners, pixels, round(float(np.linalg.norm(polyp.centre - pose.position)), 3)))
+            boxes.append(
+                Box(index, corners, pixels, round(float(np.linalg.norm(polyp.parts[0].centre - pose.position)), 3))
+            )
     return tuple(boxes)
 
 

@@ -4,39 +4,18 @@ Paths are relative to the set's root, with forward slashes.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from experiments.endoscopy.phantom.phantom_plan import Frame, Video
 
-Corners = tuple[int | str, int | str, int | str, int | str]
-"""xmin, ymin, xmax, ymax; words where they are damaged."""
-
 _VIDEOS_A_STUDY = 15
 _LESIONS, _UNSIZED = "lesion_info.csv", 9  # the number of a lesion without a size
-_LESION_COLUMNS = (
-    "unique_object_id",
-    "unique_video_name",
-    "size [mm]",
-    "site",
-    "histology_extended",
-    "histology_class",
-)
+_LESION_HEADER = ("unique_object_id", "unique_video_name", "size [mm]", "site", "histology_extended", "histology_class")
+_VIDEO_HEADER = ("unique_video_name", "age", "sex", "endoscope_brand", "fps", "num_frames", "num_lesions", "bbps")
 _SITES = ("cecum", "ascending", "transverse", "descending", "sigmoid", "rectum")
-_VIDEO_COLUMNS = ("unique_video_name", "age", "sex", "endoscope_brand", "fps", "num_frames", "num_lesions", "bbps")
-_CASES = "metadata/sun_dataset_labels.csv"
+_CASES, _BOXES = "metadata/sun_dataset_labels.csv", "sundatabase_positive_part1/annotation_txt"
 _CENSORED_MM = 15
-
-
-class ExtraFrame(NamedTuple):
-    """A frame beyond the planned ones; `text` is added to the file `annotation`, and `row` to the file `table`."""
-
-    image: str
-    annotation: str
-    text: str
-    table: str
-    row: str
 
 
 class RealColon:
@@ -52,54 +31,22 @@ class RealColon:
 
     def images(self, video: Video, frame: Frame) -> list[tuple[str, tuple[int, ...]]]:
         """Every place that a frame is written to, with the polyps that are annotated there: one, with all polyps."""
-        return [(_path(video, frame.number, "frames", "jpg"), tuple(box.polyp for box in frame.boxes))]
+        return [(self._path(video, frame, "frames", "jpg"), tuple(box.polyp for box in frame.boxes))]
 
-    def annotate(self, root: Path, videos: Sequence[Video]) -> None:
-        """Writes the boxes of all frames and the tables; lesions are numbered from 1 in each video."""
-        lesions, rows = [], []
-        for video in videos:
-            name, n = _name(video), video.number
-            (root / f"{name}_annotations").mkdir()
-            for frame in video.frames:
-                boxes = [(video.polyps.index(box.polyp) + 1, box.corners) for box in frame.boxes]
-                (root / _path(video, frame.number, "annotations", "xml")).write_text(_xml(name, frame, boxes))
-            for lesion, (polyp, size) in enumerate(zip(video.polyps, video.sizes, strict=True), start=1):
-                lesions.append((f"{name}_{lesion}", name, f"{size:g}", _SITES[polyp % 6], "Tubular adenoma", "AD"))
-            sex, brand = ("female", "male")[n % 2], ("Olympus", "Fuji")[n % 3 == 2]
-            rows.append((name, 50 + 7 * n % 31, sex, brand, 30, len(video.frames), len(video.polyps), 6 + n % 4))
-        _write_rows(root / _LESIONS, _LESION_COLUMNS, lesions)
-        _write_rows(root / "video_info.csv", _VIDEO_COLUMNS, rows)
-
-    def extra_frame(self, video: Video, number: int, corners: Corners, *, sized: bool) -> ExtraFrame:
-        """One more frame of the first lesion or, if not `sized`, of lesion 9, whose size is empty in the table."""
-        name = _name(video)
-        text = _xml(name, video.frames[-1]._replace(number=number), [(1 if sized else _UNSIZED, corners)])
-        row = "" if sized else f"{name}_{_UNSIZED},{name},,rectum,Hyperplastic polyp,HP\n"
-        image, annotation = _path(video, number, "frames", "jpg"), _path(video, number, "annotations", "xml")
-        return ExtraFrame(image, annotation, text, _LESIONS, row)
-
-
-def _name(video: Video) -> str:
-    return f"{video.number // _VIDEOS_A_STUDY + 1:03d}-{video.number % _VIDEOS_A_STUDY + 1:03d}"
-
-
-def _path(video: Video, number: int, kind: str, suffix: str) -> str:
-    return f"{_name(video)}_{kind}/{_name(video)}_{number}.{suffix}"
-
-
-def _xml(name: str, frame: Frame, lesions: Sequence[tuple[int, Corners]]) -> str:
-    """The annotation of a frame, with the elements in the order of the dataset (xmax before ymin)."""
-    objects = "".join(
-        f"""  <object>
+    def annotations(self, video: Video, frame: Frame) -> list[tuple[str, str]]:
+        """File and text: one XML file, with the elements in the order of the dataset (xmax before ymin)."""
+        name, objects = _name(video), ""
+        for box_id, box in enumerate(frame.boxes, start=1):
+            lesion = video.polyps.index(box.polyp) + 1 if box.polyp in video.polyps else _UNSIZED
+            xmin, ymin, xmax, ymax = box.corners
+            objects += f"""  <object>
     <name>lesion</name>
     <unique_id>{name}_{lesion}</unique_id>
     <box_id>{box_id}</box_id>
     <bndbox><xmin>{xmin}</xmin><xmax>{xmax}</xmax><ymin>{ymin}</ymin><ymax>{ymax}</ymax></bndbox>
   </object>
 """
-        for box_id, (lesion, (xmin, ymin, xmax, ymax)) in enumerate(lesions, start=1)
-    )
-    return f"""<annotation>
+        text = f"""<annotation>
   <version_fmt>1.0</version_fmt>
   <folder>{name}_frames</folder>
   <filename>{name}_{frame.number}.jpg</filename>
@@ -110,6 +57,30 @@ def _xml(name: str, frame: Frame, lesions: Sequence[tuple[int, Corners]]) -> str
   <size><width>{frame.width}</width><height>{frame.height}</height><depth>3</depth></size>
 {objects}</annotation>
 """
+        return [(self._path(video, frame, "annotations", "xml"), text)]
+
+    def tables(self, videos: Iterable[Video]) -> dict[str, list[tuple[object, ...]]]:
+        """Header and rows of each table; lesions are numbered from 1 in each video."""
+        lesions: list[tuple[object, ...]] = [_LESION_HEADER]
+        rows: list[tuple[object, ...]] = [_VIDEO_HEADER]
+        for video in videos:
+            name, n = _name(video), video.number
+            for lesion, (polyp, size) in enumerate(zip(video.polyps, video.sizes, strict=True), start=1):
+                lesions.append((f"{name}_{lesion}", name, f"{size:g}", _SITES[polyp % 6], "Tubular adenoma", "AD"))
+            sex, brand = ("female", "male")[n % 2], ("Olympus", "Fuji")[n % 3 == 2]
+            rows.append((name, 50 + 7 * n % 31, sex, brand, 30, len(video.frames), len(video.polyps), 6 + n % 4))
+        return {_LESIONS: lesions, "video_info.csv": rows}
+
+    def unsized(self, video: Video) -> tuple[int, str, str]:
+        """A polyp without a size: its number, the table of sizes and its row there, as lesion 9 of the video."""
+        return -1, _LESIONS, f"{_name(video)}_{_UNSIZED},{_name(video)},,rectum,Hyperplastic polyp,HP\n"
+
+    def _path(self, video: Video, frame: Frame, kind: str, suffix: str) -> str:
+        return f"{_name(video)}_{kind}/{_name(video)}_{frame.number}.{suffix}"
+
+
+def _name(video: Video) -> str:
+    return f"{video.number // _VIDEOS_A_STUDY + 1:03d}-{video.number % _VIDEOS_A_STUDY + 1:03d}"
 
 
 class Sun:
@@ -129,52 +100,53 @@ class Sun:
 
     def images(self, video: Video, frame: Frame) -> list[tuple[str, tuple[int, ...]]]:
         """Every place that a frame is written to, with the polyps that are annotated there: one for each polyp."""
-        return [(self._image(box.polyp, frame.number), (box.polyp,)) for box in frame.boxes]
+        return [(f"{self._folder(box.polyp)}/{_file_name(box.polyp, frame)}", (box.polyp,)) for box in frame.boxes]
 
-    def annotate(self, root: Path, videos: Sequence[Video]) -> None:
-        """Writes the boxes of all frames and the table of sizes."""
-        rows = []
+    def annotations(self, video: Video, frame: Frame) -> list[tuple[str, str]]:
+        """File and text: a line for each polyp, with file name, corners and class, which is 0 for a polyp."""
+        lines = [f"{_file_name(box.polyp, frame)} {','.join(map(str, box.corners))},0\n" for box in frame.boxes]
+        return [(f"{_BOXES}/case{box.polyp + 1}.txt", line) for box, line in zip(frame.boxes, lines, strict=True)]
+
+    def tables(self, videos: Iterable[Video]) -> dict[str, list[tuple[object, ...]]]:
+        """Header and rows of the table."""
+        rows: list[tuple[object, ...]] = [("ID", "Size")]
         for video in videos:
             for polyp, size in zip(video.polyps, video.sizes, strict=True):
                 censored = self._censor and size >= _CENSORED_MM
                 rows.append((polyp + 1, f"{_CENSORED_MM}mm-" if censored else f"{size:g}mm"))
-                boxes = [(f.number, box.corners) for f in video.frames for box in f.boxes if box.polyp == polyp]
-                path = root / _case_file(polyp)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("".join(_case_line(polyp, number, corners) for number, corners in boxes))
-        _write_rows(root / _CASES, ("ID", "Size"), rows)
+        return {_CASES: rows}
 
-    def extra_frame(self, video: Video, number: int, corners: Corners, *, sized: bool) -> ExtraFrame:
-        """One more frame of the first case or, if not `sized`, of a case whose size is empty in the table."""
-        polyp = video.polyps[0] if sized else self._polyps + video.number
-        row = "" if sized else f"{polyp + 1},\n"
-        image = self._image(polyp, number)
-        return ExtraFrame(image, _case_file(polyp), _case_line(polyp, number, corners), _CASES, row)
+    def unsized(self, video: Video) -> tuple[int, str, str]:
+        """A polyp without a size: its number, the table of sizes and its row there."""
+        return self._polyps + video.number, _CASES, f"{self._polyps + video.number + 1},\n"
 
-    def _image(self, polyp: int, number: int) -> str:
-        part = 1 if polyp < (self._polyps + 1) // 2 else 2
-        return f"sundatabase_positive_part{part}/case{polyp + 1}/{_file_name(polyp, number)}"
+    def _folder(self, polyp: int) -> str:
+        return f"sundatabase_positive_part{1 if polyp < (self._polyps + 1) // 2 else 2}/case{polyp + 1}"
 
 
-def _file_name(polyp: int, number: int) -> str:
+def _file_name(polyp: int, frame: Frame) -> str:
     """A name in the form of the dataset's."""
-    return f"case_M_20180101000000_0U00000000000000_1_{polyp + 1:03d}_001-1_a2_ayy_image{number:04d}.jpg"
-
-
-def _case_file(polyp: int) -> str:
-    return f"sundatabase_positive_part1/annotation_txt/case{polyp + 1}.txt"
-
-
-def _case_line(polyp: int, number: int, corners: Corners) -> str:
-    """File name, corners and class, which is 0 for a polyp."""
-    return f"{_file_name(polyp, number)} {','.join(map(str, corners))},0\n"
+    return f"case_M_20180101000000_0U00000000000000_1_{polyp + 1:03d}_001-1_a2_ayy_image{frame.number:04d}.jpg"
 
 
 Layout = RealColon | Sun
 """How a dataset lies on disk."""
 
 
-def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def annotate(root: Path, layout: Layout, videos: Iterable[Video]) -> None:
+    """Writes the boxes of all frames and the tables of sizes."""
+    for video in videos:
+        for frame in video.frames:
+            for name, text in layout.annotations(video, frame):
+                append_text(root / name, text)
+    for name, rows in layout.tables(videos).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with (root / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds `text` to a file, which may be new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+    with path.open("a") as file:
+        file.write(text)

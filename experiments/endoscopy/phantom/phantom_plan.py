@@ -1,18 +1,17 @@
 """What is made: the options, and the videos, polyps and sizes that follow from them."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from fsg_jax._checks import check_integer
 
 GROUPS = ((2.0, 5.0, 0.5), (5.5, 9.5, 0.25), (10.0, 20.0, 0.25))
 """Smallest and largest size in mm and share of the polyps in each size group: <= 5, 5 to 10, >= 10 mm."""
-_LOG_SIZE = NormalDist(math.log(5.0), 0.6)
+_LOG_MEAN, _LOG_STD = np.log(5.0), 0.6
 _STEP = 0.5
 _MINIMUM = {"polyps": 1, "frames": 1, "seed": 0, "width": 64, "height": 64, "broken": 0, "workers": 0}
 
@@ -59,6 +58,10 @@ class Config:
         return {name: value for name, value in asdict(self).items() if name not in ("out", "workers")}
 
 
+Corners = tuple[int | str, int | str, int | str, int | str]
+"""xmin, ymin, xmax, ymax; words where they are damaged."""
+
+
 class Box(NamedTuple):
     """A polyp, numbered over the set from 0, in a frame.
 
@@ -67,7 +70,7 @@ class Box(NamedTuple):
     """
 
     polyp: int
-    corners: tuple[int, int, int, int]
+    corners: Corners
     pixels: int
     distance_mm: float
 
@@ -96,33 +99,23 @@ class Video(NamedTuple):
 def plan_videos(config: Config) -> list[Video]:
     """The videos of a phantom in order; one polyp each, or two in every fourth with ``two_polyp_frames``."""
     sizes = polyp_sizes(config.polyps, config.seed)
-    videos: list[Video] = []
-    start = 0
-    while start < config.polyps:
-        pair = config.two_polyp_frames and len(videos) % 4 == 0
-        polyps = tuple(range(start, min(start + 1 + pair, config.polyps)))
-        videos.append(Video(len(videos), polyps, tuple(sizes[k] for k in polyps)))
-        start += len(polyps)
+    left, videos = tuple(range(config.polyps)), list[Video]()
+    while left:
+        count = 2 if config.two_polyp_frames and len(videos) % 4 == 0 else 1
+        videos.append(Video(len(videos), left[:count], tuple(sizes[k] for k in left[:count])))
+        left = left[count:]
     return videos
 
 
 def polyp_sizes(count: int, seed: int) -> list[float]:
     """`count` sizes in mm, log-normal within each group of `GROUPS`, in steps of 0.5 mm, in random order."""
     rng = np.random.default_rng([seed, count])
-    sizes = [_sizes_of_group(n, low, high, rng) for n, (low, high, _) in zip(_counts(count), GROUPS, strict=True)]
-    return rng.permutation(np.concatenate(sizes)).tolist()
-
-
-def _counts(count: int) -> list[int]:
-    """`count` shared out by the groups' shares; what is left over goes to the largest remainders."""
-    quotas = np.array([share for *_, share in GROUPS]) * count
-    counts = np.floor(quotas).astype(int)
-    counts[np.argsort(counts - quotas, kind="stable")[: count - counts.sum()]] += 1
-    return counts.tolist()
-
-
-def _sizes_of_group(count: int, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
-    first, last = (_LOG_SIZE.cdf(math.log(end)) for end in (low, high))
-    quantiles = first + (last - first) * (np.arange(count) + rng.random(count)) / max(count, 1)
-    sizes = np.exp([_LOG_SIZE.inv_cdf(quantile) for quantile in quantiles])
-    return np.clip(np.round(sizes / _STEP) * _STEP, low, high)
+    low, high, share = np.array(GROUPS).T
+    counts = np.floor(share * count).astype(int)
+    counts[np.argsort(counts - share * count, kind="stable")[: count - counts.sum()]] += 1  # the largest remainders
+    group = np.repeat(np.arange(len(GROUPS)), counts)
+    first, last = ndtr((np.log([low, high]) - _LOG_MEAN) / _LOG_STD)[:, group]
+    rank = np.concatenate([np.arange(n) for n in counts])
+    quantile = first + (last - first) * (rank + rng.random(count)) / counts[group]
+    sizes = np.round(np.exp(_LOG_MEAN + _LOG_STD * ndtri(quantile)) / _STEP) * _STEP
+    return rng.permutation(np.clip(sizes, low[group], high[group])).tolist()

@@ -14,20 +14,17 @@ _BEHIND, _NEAR, _AHEAD = 25, 35, 115  # mm of wall around the camera that are lo
 _THETA_MAX = 2.4
 
 
-class Patch(NamedTuple):
-    """The pixels of a part of polyp `polyp` that nothing hides (flat indices), and the unit local positions there."""
-
-    polyp: int
-    part: int
-    pixels: np.ndarray
-    local: np.ndarray
-
-
 class Hits(NamedTuple):
-    """Per pixel, flattened: distance in mm, cosine of incidence, shade by close surfaces, polyp (-1: wall).
+    """What the rays of the pixels, flattened, hit.
 
-    `directions` (3, pixels) are those of the rays; `covered` is how many pixels of the circular view each polyp would
-    have with nothing before it.
+    Attributes:
+      directions: of the rays, (3, pixels).
+      distance: in mm.
+      cosine: of incidence.
+      shade: by close surfaces.
+      polyp, part: what is hit; -1 is the wall.
+      local: where it is hit, with a polyp's part as the unit ball, (3, pixels).
+      covered: how many pixels of the circular view each polyp would have with nothing before it.
     """
 
     directions: np.ndarray
@@ -35,7 +32,8 @@ class Hits(NamedTuple):
     cosine: np.ndarray
     shade: np.ndarray
     polyp: np.ndarray
-    patches: list[Patch]
+    part: np.ndarray
+    local: np.ndarray
     covered: list[int]
 
 
@@ -44,9 +42,10 @@ def trace(scene: Scene, camera: Camera, pose: Pose) -> Hits:
     grid = pixel_grid(camera)
     directions = _transform(pose.rotation.T.astype(np.float32), grid.directions)
     distance, cosine = _meet_wall(scene.wall, pose.position, directions)
-    hits = Hits(directions, distance, cosine, np.ones_like(distance), np.full(distance.shape, -1, np.int8), [], [])
+    wall = np.full(distance.shape, -1, np.int8)
+    hits = Hits(directions, distance, cosine, np.ones_like(distance), wall, wall.copy(), np.zeros_like(directions), [])
     for index, polyp in enumerate(scene.polyps):
-        alone = np.zeros(hits.polyp.shape, bool)
+        alone = np.zeros(wall.shape, bool)
         for part, body in enumerate(polyp.parts):
             around = _pixels_around(body, camera, pose)
             _shade(hits, body, pose, around)
@@ -54,9 +53,12 @@ def trace(scene: Scene, camera: Camera, pose: Pose) -> Hits:
             alone[around[met]] = True
             front = np.flatnonzero(met & (distance < hits.distance[around]))
             pixels = around[front]
-            hits.distance[pixels], hits.cosine[pixels] = distance[front], cosine[front]
-            hits.shade[pixels], hits.polyp[pixels] = 1, index
-            hits.patches.append(Patch(index, part, pixels, local[:, front]))
+            hits.distance[pixels], hits.cosine[pixels], hits.local[:, pixels] = (
+                distance[front],
+                cosine[front],
+                local[:, front],
+            )
+            hits.shade[pixels], hits.polyp[pixels], hits.part[pixels] = 1, index, part
         hits.covered.append(int((alone & (grid.view > 0)).sum()))
     return hits
 
@@ -153,12 +155,10 @@ def _pixels_around(body: Ellipsoid, camera: Camera, pose: Pose) -> np.ndarray:
     """Flat indices of the pixels in the square around the ball that holds the body and its shade."""
     radius = _SHADE_REACH * float(body.semi_axes.max())
     column, row, depth = camera.project(pose, body.centre)
-    half = camera.focal * 1.2 * radius / max(depth - radius, 1.0)
-    if depth <= 0:
-        return np.empty(0, int)
-    low_x, high_x = (int(np.clip(column + s * half, 0, camera.width)) for s in (-1, 1))
-    low_y, high_y = (int(np.clip(row + s * half, 0, camera.height)) for s in (-1, 1))
-    return (np.arange(low_y, high_y)[:, None] * camera.width + np.arange(low_x, high_x)).ravel()
+    half = camera.focal * 1.2 * radius / max(depth - radius, 1.0) if depth > 0 else 0.0
+    left, right = np.clip([column - half, column + half], 0, camera.width).astype(int)
+    top, bottom = np.clip([row - half, row + half], 0, camera.height).astype(int)
+    return (np.arange(top, bottom)[:, None] * camera.width + np.arange(left, right)).ravel()
 
 
 def _to_unit_ball(body: Ellipsoid) -> np.ndarray:
@@ -166,9 +166,7 @@ def _to_unit_ball(body: Ellipsoid) -> np.ndarray:
     return (body.axes / body.semi_axes[:, None]).astype(np.float32)
 
 
-def _meet_body(
-    body: Ellipsoid, position: np.ndarray, directions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _meet_body(body: Ellipsoid, position: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, ...]:
     """Where the rays from `position` (3,) along `directions` (3, rays) first meet `body`.
 
     The body's radius is ``1 + lumps``: a ray is first met with the ball, or taken where it passes closest, and then
@@ -179,7 +177,7 @@ def _meet_body(
     """
     origin = (body.axes / body.semi_axes[:, None] @ (position - body.centre)).astype(np.float32)
     d = _transform(_to_unit_ball(body), directions)
-    square, half, inside = _dot(d, d), _dot(d, origin), np.float32(origin @ origin)
+    square, half, inside = _dot(d, d), _dot(d, origin), np.asarray(origin @ origin)
     met, distance = _first_root(square, half, inside - 1)
     if body.lumps:
         radius = 1 + _lumps(body, origin[:, None] + distance * d)

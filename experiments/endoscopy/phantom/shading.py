@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.endoscopy.phantom.camera import Camera, Pose, pixel_grid
-from experiments.endoscopy.phantom.colon import Scene, centre_line
+from experiments.endoscopy.phantom.colon import Ellipsoid, Scene, centre_line
 from experiments.endoscopy.phantom.mucosa import WALL_MM, pit_tile, wall_tile
-from experiments.endoscopy.phantom.rays import Hits, Patch, trace
+from experiments.endoscopy.phantom.rays import Hits, trace
 
 _MUCOSA = np.array([0.80, 0.29, 0.19], np.float32)
 _VESSEL = np.array([-0.30, -0.55, -0.42], np.float32)
@@ -30,8 +30,8 @@ def render(scene: Scene, camera: Camera, pose: Pose, rng: np.random.Generator) -
     hits, grid, shape = trace(scene, camera, pose), pixel_grid(camera), (camera.height, camera.width)
     albedo, blotches, relief = _surface(scene, camera, pose, hits)
     diffuse, mirrored = _light(scene, hits, blotches, relief)
-    linear = (albedo * diffuse + mirrored) * (grid.view * scene.look.gain)
-    rgb = _develop(linear.reshape(3, *shape), grid.view.reshape(shape), scene.look.noise, rng)
+    linear = (albedo * diffuse + mirrored) * (grid.view * scene.gain)
+    rgb = _develop(linear.reshape(3, *shape), grid.view.reshape(shape), scene.noise, rng)
     masks = (hits.polyp == np.arange(len(scene.polyps))[:, None]) & (grid.view > 0)
     return Picture(rgb, (hits.distance / grid.length).reshape(shape), masks.reshape(-1, *shape))
 
@@ -40,12 +40,16 @@ def _surface(scene: Scene, camera: Camera, pose: Pose, hits: Hits) -> tuple[np.n
     """Colour (3, pixels), blotches and height of the fine relief (pixels,) of what is seen."""
     footprint = hits.distance * np.float32(1 / camera.focal)
     vessels, blotches, relief = _wall_values(scene, pose, hits, footprint)
-    tone, vessels = 1 + 0.10 * blotches, vessels * scene.look.vessels
+    tone, vessels = 1 + 0.10 * blotches, vessels * scene.vessels
     albedo = _MUCOSA[:, None] * tone * (1 + _VESSEL[:, None] * vessels)
-    for patch in hits.patches:
-        at = patch.pixels
-        albedo[:, at], blotches[at], relief[at] = _polyp_surface(scene, patch, footprint[at])
-    return albedo * scene.look.cast[:, None].astype(np.float32), blotches, relief
+    for index, polyp in enumerate(scene.polyps):
+        for part, body in enumerate(polyp.parts):
+            at = np.flatnonzero((hits.polyp == index) & (hits.part == part))
+            ridges, blotches[at], relief[at] = _pit_values(body, hits.local[:, at], footprint[at])
+            albedo[:, at] = (polyp.tint.astype(np.float32) * _MUCOSA)[:, None] * (1 + 0.10 * blotches[at])
+            if part == 0:
+                albedo[:, at] += _RIDGE[:, None] * ridges
+    return albedo * scene.cast[:, None].astype(np.float32), blotches, relief
 
 
 def _wall_values(scene: Scene, pose: Pose, hits: Hits, footprint: np.ndarray) -> np.ndarray:
@@ -55,22 +59,16 @@ def _wall_values(scene: Scene, pose: Pose, hits: Hits, footprint: np.ndarray) ->
     x, y = x - centre_x, y - centre_y
     slope = np.float32(scene.wall.mean_radius) - np.sqrt(x * x + y * y)  # the sides of folds are longer than their z
     around, along = np.arctan2(y, x) * np.float32(WALL_MM / np.pi), z + 0.8 * slope
-    start_x, start_y = scene.look.offset.astype(np.float32)
+    start_x, start_y = scene.offset.astype(np.float32)
     return wall_tile().at(around + start_x, along + start_y, footprint)
 
 
-def _polyp_surface(scene: Scene, patch: Patch, footprint: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_surface`, for the pixels of a part of a polyp."""
-    polyp = scene.polyps[patch.polyp]
-    body = polyp.parts[patch.part]
-    x, y, z = patch.local
-    arc = np.arccos(np.clip(z, -1, 1)) / np.maximum(np.hypot(x, y), np.float32(1e-3))  # equidistant from the top
+def _pit_values(body: Ellipsoid, local: np.ndarray, footprint: np.ndarray) -> np.ndarray:
+    """The channels of the texture of a part of a polyp, which is laid around its top, equidistant from there."""
+    x, y, z = local
+    arc = np.arccos(np.clip(z, -1, 1)) / np.maximum(np.hypot(x, y), np.float32(1e-3))
     across, along = (v * arc * np.float32(s) for v, s in zip((x, y), body.semi_axes[:2], strict=True))
-    ridges, blotches, relief = pit_tile().at(across, along + np.float32(7 * body.phase), footprint)
-    colour = (polyp.tint.astype(np.float32) * _MUCOSA)[:, None] * (1 + 0.10 * blotches)
-    if patch.part == 0:
-        colour += _RIDGE[:, None] * ridges
-    return colour, blotches, relief
+    return pit_tile().at(across, along + np.float32(7 * body.phase), footprint)
 
 
 def _light(scene: Scene, hits: Hits, blotches: np.ndarray, relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +78,7 @@ def _light(scene: Scene, hits: Hits, blotches: np.ndarray, relief: np.ndarray) -
     diffuse = falloff * hits.shade * (0.12 + 0.88 * cosine) * (1 + 0.07 * relief)
     wet = np.clip((cosine - 0.86) * 9, 0, 1) * np.clip((relief + 1.2 * blotches - 1.9) * 2, 0, 1)
     mirror = np.clip((cosine + 0.004 * relief - 0.987) * 90, 0, 1)
-    return diffuse, np.float32(1.2 * scene.look.gloss) * np.maximum(wet, mirror) * np.sqrt(falloff)
+    return diffuse, np.float32(1.2 * scene.gloss) * np.maximum(wet, mirror) * np.sqrt(falloff)
 
 
 def _develop(linear: np.ndarray, view: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
