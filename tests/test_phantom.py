@@ -255,9 +255,11 @@ def test_folder_is_there_whole_or_not_at_all(tmp_path):
     out, left = tmp_path / "set", tmp_path / "set.1.tmp"
     (left / "case1").mkdir(parents=True)
     (left / "case1/old.jpg").write_bytes(b"of a killed run")
+    (tmp_path / "set.1.2.tmp").mkdir()  # of a process that makes set.1
     with pytest.raises(FileExistsError), new_folder(out) as folder:
         [(folder / "case1").mkdir() for _ in range(1 if left.exists() else 2)]
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["set.1.2.tmp"]
+    (tmp_path / "set.1.2.tmp").rmdir()
     out.mkdir()
     with new_folder(out) as folder:
         (folder / "all").write_text("done")
@@ -267,7 +269,7 @@ def test_folder_is_there_whole_or_not_at_all(tmp_path):
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
     with lock(tmp_path / ".set.lock"):
-        with pytest.raises(UserError, match="another process is making"), new_folder(tmp_path / "set"):
+        with pytest.raises(UserError, match="found another process making"), new_folder(tmp_path / "set"):
             pass
         assert (tmp_path / ".set.lock").exists()
     with new_folder(tmp_path / "set"):

@@ -153,7 +153,7 @@ def test_a_folder_of_another_model_is_refused(tmp_path, index, models):
     with pytest.raises(UserError, match="larger_is is 'nearer' there, 'farther' now"):
         run(tmp_path, models / "dpt", "--larger-is", "farther")
     (tmp_path / "depth" / DEPTH_INFO).unlink()
-    with pytest.raises(UserError, match=r"expected maps with a depth\.json"):
+    with pytest.raises(UserError, match=r"depth\.json: expected a file that says what made the maps there, found none"):
         run(tmp_path, models / "dpt")
 
 

@@ -2,13 +2,13 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import tyro
 from PIL import Image
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from experiments.errors import UserError, run_main
 from experiments.run_folder import writing_to
 from fsg_jax._checks import check_integer
 from fsg_jax.endoscopy.frames import depth_maps
-from fsg_jax.endoscopy.frames.decode import FrameError, check_image, open_image
+from fsg_jax.endoscopy.frames.decode import check_image, open_image
 from fsg_jax.endoscopy.index.schema import Table, read_index
 
 _SHOWN = 20
@@ -103,11 +103,10 @@ def _frames(table: Table, roots: dict[str, Path], out: Path) -> Iterator[Frame]:
 
 def _claim(out: Path, info: depth_maps.DepthInfo, *, has_maps: bool) -> None:
     """Writes depth.json, or compares it: the maps of one folder are of one model."""
-    if not (out / depth_maps.DEPTH_INFO).exists():
+    file = out / depth_maps.DEPTH_INFO
+    if not file.exists():
         if has_maps:
-            raise UserError(
-                f"--out: expected maps with a {depth_maps.DEPTH_INFO} that says what made them, found none in {out}"
-            )
+            raise UserError(f"{file}: expected a file that says what made the maps there, found none")
         depth_maps.write_depth_info(out, info)
         return
     there = depth_maps.read_depth_info(out)
@@ -127,13 +126,13 @@ def _batches(frames: Sequence[Frame], batch_size: int) -> Iterator[list[Frame]]:
 
 def _make_batch(model: DepthModel, batch: Sequence[Frame], longest_side: int, pool: ThreadPoolExecutor) -> list[str]:
     """Makes the maps of frames of one size; returns why some failed."""
-    read = list(pool.map(_read, batch))
+    read = list(pool.map(partial(_attempt, _read), batch))
     failed = [found for found in read if isinstance(found, str)]
     good = [(frame.out, found) for frame, found in zip(batch, read, strict=True) if not isinstance(found, str)]
     if good:
         paths, images = zip(*good, strict=True)
         maps = predict_depth(model, images, _map_size(batch[0].shape, longest_side))
-        failed += filter(None, pool.map(_write, paths, maps))
+        failed += filter(None, pool.map(partial(_attempt, depth_maps.write_depth), paths, maps))
     return failed
 
 
@@ -142,23 +141,18 @@ def _map_size(shape: tuple[int, int], longest_side: int) -> tuple[int, int]:
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
-def _read(frame: Frame) -> Image.Image | str:
-    """The frame as RGB, or why it cannot be read."""
-    try:
-        with open_image(frame.path, "index again") as image:
-            check_image(frame.path, image, frame.shape, "index again")
-            return image.convert("RGB")
-    except FrameError as error:
-        return str(error)
+def _read(frame: Frame) -> Image.Image:
+    with open_image(frame.path, "index again") as image:
+        check_image(frame.path, image, frame.shape, "index again")
+        return image.convert("RGB")
 
 
-def _write(path: Path, depth: np.ndarray) -> str | None:
-    """Writes a map, or returns why it cannot be written."""
+def _attempt(work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns, or the message of its ValueError (a `FrameError` is one)."""
     try:
-        depth_maps.write_depth(path, depth)
+        return work(*args)
     except ValueError as error:
         return str(error)
-    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -125,7 +125,7 @@ def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root:
         raise UserError("lists: expected the paths of polypsizing_*.csv, found none")
     config: dict[str, Any] = {"index": "import-lists", "root": {name: str(path) for name, path in roots.items()}}
     config["tables"] = {str(path.resolve()): _digest(path) for path in lists}
-    with RunFolder(out, config, resume=True) as folder:
+    with RunFolder(out, config, resume=True):
         started = time.monotonic()
         table, events = read_lists(lists, roots)
         with writing_to(out):
@@ -134,7 +134,7 @@ def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root:
             write_index(table, out / INDEX, {name: str(path) for name, path in roots.items() if name in found})
         counts = {"lists": len(lists), "rows": len(table), "dropped": dropped, "notes": notes}
         counts |= {"synthetic": any(table.column("synthetic").to_pylist())}
-        _finish(folder.path, counts | {"seconds": round(time.monotonic() - started, 2)})
+        _finish(out, counts | {"seconds": round(time.monotonic() - started, 2)})
 
 
 def _index(command: str, layout: Layout, tables: list[Path | None], out: Path, workers: int) -> None:
@@ -142,18 +142,20 @@ def _index(command: str, layout: Layout, tables: list[Path | None], out: Path, w
     config: dict[str, Any] = {"index": command, "root": str(layout.root), "name": layout.name, "verify": layout.verify}
     digests = {path.name: _digest(path) for path in tables if path is not None and path.exists()}
     config |= {"synthetic": layout.synthetic, "tables": digests}
-    with RunFolder(out, config, resume=True) as folder:
-        if (folder.path / SUMMARY).exists():
+    with RunFolder(out, config, resume=True):
+        if (out / SUMMARY).exists():
             print(f"{out} holds the finished index already; remove it, or choose another --out, to index again\n")
-            return _print(read_json(folder.path / SUMMARY))
+            return _print(read_json(out / SUMMARY))
         with tqdm(total=layout.count_files(), unit=" files", disable=None) as bar:
             try:
-                counts = build_index(layout, folder.path, workers=workers, progress=bar.update)
+                counts = build_index(layout, out, workers=workers, progress=bar.update)
             except BrokenProcessPool as error:
-                raise UserError(f"a worker process was killed ({error}); repeat the command to continue") from error
+                raise UserError(
+                    f"a worker process was killed ({error}); the same command continues in {out}"
+                ) from error
             except KeyboardInterrupt:
                 raise Interrupted(f"stopped; the same command continues in {out}") from None
-        _finish(folder.path, counts)
+        _finish(out, counts)
 
 
 def _finish(out: Path, counts: dict[str, Any]) -> None:

@@ -58,13 +58,12 @@ def split(args: SplitArgs) -> Iterator[str]:
     if any(table.column("synthetic").to_pylist()):
         yield "SYNTHETIC: the index has polyps that are made up"
     yield from _count_lines(counts, folds.num_folds)
-    frames = len(set(zip(*(kept.column(name).to_pylist() for name in ("dataset", "image_path")), strict=True)))
+    frames = len(kept.group_by(["dataset", "image_path"]).aggregate([]))
     if sum(count.frames for count in counts) > frames:
         yield f"note: of {frames} frames, those with polyps of several folds or size groups are counted in each"
     for fold, found in enumerate(shared):
         if any(found):
-            shown = f"{found.patients} patients, {found.videos} videos and {found.frames} frames"
-            yield f"fold {fold}: roles share {shown}"
+            yield f"fold {fold}: roles share " + "{} patients, {} videos and {} frames".format(*found)
     if imported is not None:
         yield from (f"{name}: {number}" for name, number in imported.report.items())
         if imported.unlisted:

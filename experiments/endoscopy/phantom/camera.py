@@ -37,11 +37,6 @@ class Camera(NamedTuple):
         """Focal length in pixels."""
         return self.width / 2 / math.tan(_HALF_ANGLE)
 
-    def project(self, pose: Pose, point: np.ndarray) -> tuple[float, float, float]:
-        """Column, row and depth along the optical axis of `point`."""
-        x, y, z = pose.rotation @ (point - pose.position)
-        return self.width / 2 + self.focal * x / z, self.height / 2 + self.focal * y / z, float(z)
-
 
 class Grid(NamedTuple):
     """Per pixel, flattened: unit directions (3, pixels), their length at depth 1, and the circular field of view."""

@@ -57,11 +57,8 @@ def _boxes(plan: Video, scene: Scene, pose: Pose, picture: Picture, camera: Came
     for polyp, index, mask in zip(scene.polyps, plan.polyps, picture.masks, strict=False):  # or none of them
         pixels = int(mask.sum())
         if pixels >= _min_pixels(camera):
-            rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
-            corners = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            boxes.append(
-                Box(index, corners, pixels, round(float(np.linalg.norm(polyp.parts[0].centre - pose.position)), 3))
-            )
+            distance = round(float(np.linalg.norm(polyp.parts[0].centre - pose.position)), 3)
+            boxes.append(Box(index, Image.fromarray(mask).getbbox(), pixels, distance))
     return tuple(boxes)
 
 

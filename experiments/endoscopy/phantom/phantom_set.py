@@ -1,8 +1,8 @@
 """Makes a set: the videos in processes, then the annotations, the damage and the notes; whole or not at all."""
 
-import glob
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -91,8 +91,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"--out: expected a folder of this process alone, found another process making {out}") from None
     with held:
         try:
-            for left in out.parent.glob(f"{glob.escape(out.name)}.*{TEMPORARY}"):
-                shutil.rmtree(left)
+            for left in out.parent.iterdir():
+                if re.fullmatch(rf"{re.escape(out.name)}\.\d+{re.escape(TEMPORARY)}", left.name):
+                    shutil.rmtree(left)
             with replacing(out) as folder:
                 folder.mkdir()
                 yield folder

@@ -15,16 +15,17 @@ _THETA_MAX = 2.4
 
 
 class Hits(NamedTuple):
-    """What the rays of the pixels, flattened, hit.
+    """What the ray of each pixel hits; pixels are flattened.
 
     Attributes:
-      directions: of the rays, (3, pixels).
+      directions: unit directions of the rays, (3, pixels).
       distance: in mm.
-      cosine: of incidence.
-      shade: by close surfaces.
-      polyp, part: what is hit; -1 is the wall.
-      local: where it is hit, with a polyp's part as the unit ball, (3, pixels).
-      covered: how many pixels of the circular view each polyp would have with nothing before it.
+      cosine: of the angle of incidence.
+      shade: factors of the light, less than 1 where another surface is close.
+      polyp: number of the polyp; -1 is the wall.
+      part: number of the polyp's part; -1 is the wall.
+      local: where a part is hit, in the units in which it is the unit ball, (3, pixels); 0 on the wall.
+      covered: for each polyp, how many pixels of the circular view it would have with nothing before it.
     """
 
     directions: np.ndarray
@@ -53,12 +54,9 @@ def trace(scene: Scene, camera: Camera, pose: Pose) -> Hits:
             alone[around[met]] = True
             front = np.flatnonzero(met & (distance < hits.distance[around]))
             pixels = around[front]
-            hits.distance[pixels], hits.cosine[pixels], hits.local[:, pixels] = (
-                distance[front],
-                cosine[front],
-                local[:, front],
-            )
-            hits.shade[pixels], hits.polyp[pixels], hits.part[pixels] = 1, index, part
+            hits.distance[pixels], hits.cosine[pixels] = distance[front], cosine[front]
+            hits.shade[pixels], hits.local[:, pixels] = 1, local[:, front]
+            hits.polyp[pixels], hits.part[pixels] = index, part
         hits.covered.append(int((alone & (grid.view > 0)).sum()))
     return hits
 
@@ -154,8 +152,9 @@ def _bilinear(table: np.ndarray, corner: np.ndarray, down: np.ndarray, right: np
 def _pixels_around(body: Ellipsoid, camera: Camera, pose: Pose) -> np.ndarray:
     """Flat indices of the pixels in the square around the ball that holds the body and its shade."""
     radius = _SHADE_REACH * float(body.semi_axes.max())
-    column, row, depth = camera.project(pose, body.centre)
+    x, y, depth = pose.rotation @ (body.centre - pose.position)
     half = camera.focal * 1.2 * radius / max(depth - radius, 1.0) if depth > 0 else 0.0
+    column, row = camera.width / 2 + camera.focal * x / depth, camera.height / 2 + camera.focal * y / depth
     left, right = np.clip([column - half, column + half], 0, camera.width).astype(int)
     top, bottom = np.clip([row - half, row + half], 0, camera.height).astype(int)
     return (np.arange(top, bottom)[:, None] * camera.width + np.arange(left, right)).ravel()
