@@ -72,7 +72,7 @@ class RealColon:
         return {_LESIONS: lesions, "video_info.csv": rows}
 
     def unsized(self, video: Video) -> tuple[int, str, str]:
-        """A polyp without a size: its number, the table of sizes and its row there, as lesion 9 of the video."""
+        """A polyp without a size: a number of no other polyp, the table of sizes and its row there, as lesion 9."""
         return -1, _LESIONS, f"{_name(video)}_{_UNSIZED},{_name(video)},,rectum,Hyperplastic polyp,HP\n"
 
     def _path(self, video: Video, frame: Frame, kind: str, suffix: str) -> str:
@@ -117,7 +117,7 @@ class Sun:
         return {_CASES: rows}
 
     def unsized(self, video: Video) -> tuple[int, str, str]:
-        """A polyp without a size: its number, the table of sizes and its row there."""
+        """A polyp without a size: a number of no other polyp, the table of sizes and its row there."""
         return self._polyps + video.number, _CASES, f"{self._polyps + video.number + 1},\n"
 
     def _folder(self, polyp: int) -> str:
