@@ -2,11 +2,9 @@
 
 import csv
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments.endoscopy.phantom.broken import DAMAGES
 from experiments.endoscopy.phantom.camera import Camera, Pose
-from experiments.endoscopy.phantom.config import Config
-from experiments.endoscopy.phantom.files import DEPTH_UNIT_MM
-from experiments.endoscopy.phantom.folder import new_folder
-from experiments.endoscopy.phantom.make import make_phantom
-from experiments.endoscopy.phantom.plan import plan_videos, polyp_sizes
-from experiments.endoscopy.phantom.render import render
-from experiments.endoscopy.phantom.scene import Ellipsoid, Polyp, Scene, random_scene
+from experiments.endoscopy.phantom.colon import Ellipsoid, Polyp, random_scene
+from experiments.endoscopy.phantom.damage import DAMAGES
+from experiments.endoscopy.phantom.film_video import DEPTH_UNIT_MM
+from experiments.endoscopy.phantom.phantom_plan import Config, plan_videos, polyp_sizes
+from experiments.endoscopy.phantom.phantom_set import make_phantom, new_folder
+from experiments.endoscopy.phantom.shading import render
 from experiments.errors import UserError
+from fsg_jax._files import lock
 from fsg_jax.endoscopy.index.schema import natural_key
 
 TINY = {"polyps": 3, "frames": 2, "width": 96, "height": 80, "workers": 1}
@@ -133,7 +130,7 @@ def test_apparent_diameter_is_focal_length_times_size_over_distance(size, distan
     camera = Camera(320, 256)
     scene = random_scene((size,), np.random.default_rng(3))
     ball = Ellipsoid(np.array([0.0, 0.0, -60.0 + distance]), np.eye(3), np.full(3, size / 2))
-    scene = Scene(scene.lumen, scene.wall, (Polyp(size, (ball,), np.ones(3)),), scene.look)
+    scene = scene._replace(polyps=(Polyp((ball,), np.ones(3)),))
     picture = render(scene, camera, Pose(np.array([0.0, 0.0, -60.0]), np.eye(3)), np.random.default_rng(0))
     mask = picture.masks[0]
     silhouette = camera.focal * size / math.sqrt(distance**2 - size**2 / 4)  # of a ball, a little more than that
@@ -196,7 +193,7 @@ def test_damage_is_listed_and_leaves_the_rest_alone(tmp_path, layout):
     whole = digests(make(tmp_path / "whole", layout))
     root = make(tmp_path / "broken", layout, broken=len(DAMAGES) + 1)
     listed = json.loads((root / "SYNTHETIC.json").read_text())["broken"]
-    assert [entry["kind"] for entry in listed] == [damage.kind for damage in DAMAGES] + [DAMAGES[0].kind]
+    assert [entry["kind"] for entry in listed] == [*DAMAGES, next(iter(DAMAGES))]
     after = digests(root)
     images = {name for name in after if name.endswith((".jpg", ".png"))}
     missing = {entry["image"] for entry in listed if entry["kind"] == "missing JPEG"}
@@ -245,22 +242,24 @@ def test_folder_is_never_overwritten(tmp_path):
     assert digests(root) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"not empty and holds no phantom: found \['notes.txt'\]"):
+    with pytest.raises(UserError, match=r"new, empty or a phantom, found .*other without a note of ours"):
         make_phantom(dataclasses.replace(config, out=tmp_path / "other"), progress=False)
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=r"found .*notes.txt without a note of ours"):
         make_phantom(dataclasses.replace(config, out=tmp_path / "other/notes.txt"), progress=False)
     (root / "SYNTHETIC.json").write_text("{")
-    with pytest.raises(UserError, match="damaged or not of ours"):
+    with pytest.raises(UserError, match=r"without a note of ours \(ValueError"):
         make_phantom(config, progress=False)
 
 
 def test_folder_is_there_whole_or_not_at_all(tmp_path):
-    out, left = tmp_path / "set", tmp_path / ".set.partial"
+    out, left = tmp_path / "set", tmp_path / "set.1.tmp"
     (left / "case1").mkdir(parents=True)
     (left / "case1/old.jpg").write_bytes(b"of a killed run")
-    with pytest.raises(FileExistsError), new_folder(out) as folder:  # as the old case1 is gone, the second fails
-        [(folder / "case1").mkdir() for _ in range(2)]
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "set.1.2.tmp").mkdir()  # of a process that makes set.1
+    with pytest.raises(FileExistsError), new_folder(out) as folder:
+        [(folder / "case1").mkdir() for _ in range(1 if left.exists() else 2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["set.1.2.tmp"]
+    (tmp_path / "set.1.2.tmp").rmdir()
     out.mkdir()
     with new_folder(out) as folder:
         (folder / "all").write_text("done")
@@ -269,12 +268,12 @@ def test_folder_is_there_whole_or_not_at_all(tmp_path):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    (tmp_path / ".set.partial").mkdir()
-    handle = os.open(tmp_path / ".set.partial", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another process"), new_folder(tmp_path / "set"):
+    with lock(tmp_path / ".set.lock"):
+        with pytest.raises(UserError, match="found another process making"), new_folder(tmp_path / "set"):
+            pass
+        assert (tmp_path / ".set.lock").exists()
+    with new_folder(tmp_path / "set"):
         pass
-    os.close(handle)
 
 
 def test_censored_sizes_only_where_the_size_is_as_large(tmp_path):
@@ -287,12 +286,15 @@ def test_censored_sizes_only_where_the_size_is_as_large(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"polyps": 0}, "--polyps is 0; expected at least 1"),
-        ({"frames": 0}, "--frames is 0"),
-        ({"width": 10}, "--width is 10; expected at least 64"),
-        ({"broken": -1}, "--broken is -1"),
-        ({"polyps": 1, "two_polyp_frames": True}, "at least 2 polyps"),
-        ({"censor": True}, "only SUN"),
+        ({"polyps": 0}, "--polyps: expected an integer >= 1, found 0"),
+        ({"frames": 0}, "--frames: expected an integer >= 1, found 0"),
+        ({"width": 10}, "--width: expected an integer >= 64, found 10"),
+        ({"broken": -1}, "--broken: expected an integer >= 0, found -1"),
+        (
+            {"polyps": 1, "two_polyp_frames": True},
+            "--polyps, with --two-polyp-frames: expected an integer >= 2, found 1",
+        ),
+        ({"censor": True}, "--layout, with --censor: expected 'sun', found 'real-colon'"),
     ],
 )
 def test_options_out_of_range(tmp_path, change, message):

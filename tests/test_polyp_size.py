@@ -17,8 +17,8 @@ from experiments.endoscopy import polyp_size
 from experiments.endoscopy import size_task as task_of_polyps
 from experiments.endoscopy.index import index_real_colon, index_sun
 from experiments.endoscopy.input_panels import write_panels
-from experiments.endoscopy.phantom.config import Config
-from experiments.endoscopy.phantom.make import make_phantom
+from experiments.endoscopy.phantom.phantom_plan import Config
+from experiments.endoscopy.phantom.phantom_set import make_phantom
 from experiments.endoscopy.polyp_config import MultiStream, PolypExperiment
 from experiments.endoscopy.polyp_size import Args, schedule
 from experiments.errors import UserError

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -226,21 +225,19 @@ def test_the_rates_of_decoding_and_of_the_cache(tmp_path, capsys):
     assert [line.split(":")[0] for line in lines] == ["decoded, 16 px", "cached, 16 px"]
 
 
-def test_a_rate_counts_what_was_read():
+def test_a_rate_counts_what_was_read(monkeypatch):
+    clock, read = [0.0], []
+
     class Slow:
-        def __init__(self):
-            self.read = []
-
         def __getitem__(self, row):
-            self.read.append(row)
-            time.sleep(0.002)
+            read.append(row)
+            clock[0] += 0.25
 
-    source = Slow()
-    rate = measure_frame_rate(source, [4, 7, 5], 0.1)
-    counted = source.read[-rate.examples :]
-    assert counted[:4] == [4, 7, 5, 4]
-    assert 4 <= rate.examples <= 50
-    assert rate.wall_s >= 0.1
-    assert rate.per_core > rate.per_second
-    with pytest.raises(ValueError, match="found 0 rows"):
-        measure_frame_rate(source, [], 1.0)
+    monkeypatch.setattr("experiments.endoscopy.frame_rates.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("experiments.endoscopy.frame_rates.process_time", lambda: clock[0] / 2)
+    rate = measure_frame_rate(Slow(), [4, 7, 5], 2.0)
+    assert read == [4, *[4, 7, 5, 4, 7, 5, 4, 7]]
+    assert (rate.examples, rate.wall_s, rate.cpu_s) == (8, 2.0, 1.0)
+    assert (rate.per_second, rate.per_core) == (4.0, 8.0)
+    with pytest.raises(ValueError, match="expected an integer >= 1, found 0"):
+        measure_frame_rate(Slow(), [], 1.0)

@@ -148,12 +148,12 @@ def test_frames_that_cannot_be_read_are_named_and_the_others_mapped(tmp_path, in
 
 def test_a_folder_of_another_model_is_refused(tmp_path, index, models):
     run(tmp_path, models / "dpt", "--limit", "1")
-    with pytest.raises(UserError, match="maps of another model: model is 'dpt' there, 'metric' now"):
+    with pytest.raises(UserError, match=r"found maps of another in .*: model is 'dpt' there, 'metric' now"):
         run(tmp_path, models / "metric")
     with pytest.raises(UserError, match="larger_is is 'nearer' there, 'farther' now"):
         run(tmp_path, models / "dpt", "--larger-is", "farther")
     (tmp_path / "depth" / DEPTH_INFO).unlink()
-    with pytest.raises(UserError, match=r"holds maps but no depth\.json"):
+    with pytest.raises(UserError, match=r"depth\.json: expected a file that says what made the maps there, found none"):
         run(tmp_path, models / "dpt")
 
 
@@ -168,7 +168,7 @@ def test_real_frames_beside_made_up_ones_leave_the_maps_marked(tmp_path, index, 
 
 def test_models_that_cannot_be_loaded(tmp_path, index):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="this folder gives no depth-estimation model"):
+    with pytest.raises(UserError, match="expected a depth-estimation model, found the folder"):
         run(tmp_path, tmp_path / "empty")
     with pytest.raises(UserError, match=r"there is no such folder"):
         run(tmp_path, tmp_path / "absent")
@@ -177,11 +177,11 @@ def test_models_that_cannot_be_loaded(tmp_path, index):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(tmp_path, index, models):
-    with pytest.raises(UserError, match="--device is cuda, but torch finds no such device"):
+    with pytest.raises(UserError, match="--device: expected cpu where torch finds no CUDA device, found cuda"):
         run(tmp_path, models / "dpt", "--device", "cuda")
 
 
 @pytest.mark.parametrize("option", ["--batch-size", "--longest-side", "--limit", "--workers"])
 def test_bad_numbers(tmp_path, index, models, option):
-    with pytest.raises(UserError, match=f"{option} is 0; expected 1 or more"):
+    with pytest.raises(ValueError, match=f"{option}: expected an integer >= 1, found 0"):
         run(tmp_path, models / "dpt", option, "0")

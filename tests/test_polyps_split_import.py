@@ -198,7 +198,7 @@ def test_command_makes_folds(index, tmp_path, capsys):
     assert lines[-1] == f"50 polyps, kept together by patient, written to {out}"
     assert not any("roles share" in line for line in lines)
     assert run(capsys, index, "--out", out)[-1] == f"50 polyps, kept together by patient, are in {out}"
-    with pytest.raises(UserError, match="holds other folds"):
+    with pytest.raises(UserError, match="found other folds in"):
         run(capsys, index, "--out", out, "--seed", "2")
 
 
@@ -227,9 +227,9 @@ def test_command_imports_folds(index, tmp_path, capsys, folds, audit):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--official", "a.csv", "--audit", "b.csv"], "expected one of them"),
-        (["--official", "a.csv", "--seed", "3"], "have no effect on folds from a list"),
-        (["--drop-unlisted"], "is for --official and --audit"),
+        (["--official", "a.csv", "--audit", "b.csv"], "expected one of them, found both"),
+        (["--official", "a.csv", "--seed", "3"], "--seed: expected it only for folds that are made"),
+        (["--drop-unlisted"], "expected it with --official or --audit, found neither"),
     ],
 )
 def test_options_that_contradict_each_other(index, tmp_path, capsys, options, message):

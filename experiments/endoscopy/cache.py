@@ -1,4 +1,4 @@
-"""`python -m experiments.cache INDEX... --out DIR`: decode the frames of an index once, for faster training."""
+"""Decodes the frames of an index once, for faster training: `python -m experiments.cache INDEX... --out DIR`."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from fsg_jax.endoscopy.index.schema import read_index
 class CacheArgs:
     """Writes the examples of an index, decoded and resized, to a folder of ArrayRecord files.
 
-    Run again after an interruption, it goes on where it stopped.
+    After an interruption, the same command continues where it stopped.
     """
 
     index: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -40,32 +40,27 @@ class CacheArgs:
     """Of the records; ``none`` is the fastest to read and the largest."""
 
 
-def build(args: CacheArgs) -> CachedSource:
-    """The cache of `args`, finished.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Builds the cache, or what is left of it, and says what there is.
 
     Raises:
       UserError: the indexes have no rows, or the folder cannot be written.
       FileNotFoundError: there is no such index, or depth maps are missing.
       ValueError: a frame is not what the index says, or the folder holds another cache.
     """
+    args = tyro.cli(CacheArgs, args=argv, prog="python -m experiments.cache")
     table, roots = read_index(*args.index)
     if not len(table):
-        raise UserError(f"{', '.join(map(str, args.index))}: the index has no rows; expected polyp boxes")
+        raise UserError(f"{', '.join(map(str, args.index))}: expected an index of polyp boxes, found no rows")
     if args.depth_root is not None:
         check_depth(table, args.depth_root)
     source = FrameSource(table, roots, args.size, keep_aspect=args.keep_aspect, depth_root=args.depth_root)
     with tqdm(total=len(source), unit="example", disable=None) as bar, writing_to(args.out):
         build_cache(source, args.out, workers=args.workers, compression=args.compression, on_row=bar.update)
-    return CachedSource(args.out, source)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and says what there is."""
-    cached = build(tyro.cli(CacheArgs, args=argv, prog="python -m experiments.cache"))
-    shards = list(cached.directory.glob("shard-*"))
-    gigabytes = sum(path.stat().st_size for path in shards) / 1e9
+    cached, shards = CachedSource(args.out, source), list(args.out.glob("shard-*"))
     word = "shard" if len(shards) == 1 else "shards"
-    print(f"{len(cached)} examples in {len(shards)} {word}, {gigabytes:.2f} GB, in {cached.directory}")
+    gigabytes = sum(path.stat().st_size for path in shards) / 1e9
+    print(f"{len(cached)} examples in {len(shards)} {word}, {gigabytes:.2f} GB, in {args.out}")
 
 
 if __name__ == "__main__":

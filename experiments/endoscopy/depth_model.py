@@ -12,14 +12,8 @@ from fsg_jax.data.extras import import_extra
 from fsg_jax.endoscopy.frames.depth_maps import DepthInfo
 
 # By `model_type` of the configuration. MiDaS and its heirs give inverse depth; the others metres.
-_LARGER_IS: dict[str, Literal["nearer", "farther"]] = {
-    "dpt": "nearer",
-    "glpn": "farther",
-    "zoedepth": "farther",
-    "depth_pro": "farther",
-    "chmv2": "farther",
-}
-_BY_TYPE: dict[str, Literal["nearer", "farther"]] = {"relative": "nearer", "metric": "farther"}
+_LARGER_IS = {"dpt": "nearer", **dict.fromkeys(("glpn", "zoedepth", "depth_pro", "chmv2"), "farther")}
+_BY_TYPE = {"relative": "nearer", "metric": "farther"}
 
 
 class DepthModel(NamedTuple):
@@ -31,16 +25,16 @@ class DepthModel(NamedTuple):
 
 
 def load_model(name: str, device: str) -> DepthModel:
-    """The model in a folder, which is read without network access, or of a name on the Hugging Face hub.
+    """Loads the model in a folder, without network access, or of a name on the Hugging Face hub.
 
-    The hub is asked only for a name that is no folder, and not with HF_HUB_OFFLINE=1.
+    The hub is asked only for a name that is no folder, and never with HF_HUB_OFFLINE=1.
 
     Raises:
       UserError: it cannot be loaded, or it is no depth-estimation model, or the device is not there.
     """
     transformers, torch = import_extra("transformers", "depth"), import_extra("torch", "depth")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda, but torch finds no such device; use --device cpu")
+        raise UserError("--device: expected cpu where torch finds no CUDA device, found cuda")
     local = Path(name).is_dir()
     try:
         # Pillow reads and resizes: torchvision is not needed.
@@ -48,7 +42,9 @@ def load_model(name: str, device: str) -> DepthModel:
         network = transformers.AutoModelForDepthEstimation.from_pretrained(name, local_files_only=local)
     except (OSError, ValueError, KeyError, ImportError) as error:
         place = "folder" if local else "name on the hub (there is no such folder)"
-        raise UserError(f"--model {name}: this {place} gives no depth-estimation model: {_reason(error)}") from error
+        raise UserError(
+            f"--model: expected a depth-estimation model, found the {place} {name}: {_reason(error)}"
+        ) from error
     return DepthModel(processor, network.to(device).eval(), device)
 
 
@@ -73,11 +69,11 @@ def describe_model(
     config = model.network.config
     kind = getattr(config, "depth_estimation_type", None)
     known = _BY_TYPE.get(kind) if kind else _LARGER_IS.get(config.model_type)
-    chosen = known if larger_is == "auto" else larger_is
-    if chosen is None or chosen == "auto":
+    chosen: Any = known if larger_is == "auto" else larger_is
+    if chosen is None:
         raise UserError(
-            f"--model {name}: a model of type {config.model_type!r} does not tell what a larger value means; "
-            "add --larger-is nearer (inverse depth) or --larger-is farther (distance)"
+            "--larger-is: expected nearer (inverse depth) or farther (distance) for a model that does not tell, "
+            f"found auto and {name} of type {config.model_type!r}"
         )
     name = Path(name).resolve().name if Path(name).is_dir() else name
     return DepthInfo(name, chosen, synthetic, getattr(config, "_commit_hash", None))

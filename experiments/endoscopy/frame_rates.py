@@ -1,26 +1,20 @@
-"""`python -m experiments.frame_rates INDEX... [--cache DIR]`: examples a second and a core, decoded and cached."""
+"""Examples a second and a core, decoded and cached: `python -m experiments.frame_rates INDEX... [--cache DIR]`."""
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from time import perf_counter, process_time
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
 
 from experiments.errors import UserError, run_main
+from fsg_jax._checks import check_integer, check_positive
 from fsg_jax.endoscopy.frames.cache import CachedSource
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.schema import read_index
-
-
-class Source(Protocol):
-    """Anything that is read by row: a `FrameSource`, a `CachedSource`."""
-
-    def __getitem__(self, row: Any, /) -> Any:
-        """The example of a row."""
 
 
 class FrameRate(NamedTuple):
@@ -41,29 +35,24 @@ class FrameRate(NamedTuple):
         return self.examples / self.cpu_s
 
 
-def measure_frame_rate(source: Source, rows: Sequence[int], seconds: float) -> FrameRate:
+def measure_frame_rate(source: FrameSource | CachedSource, rows: Sequence[int], seconds: float) -> FrameRate:
     """Reads ``rows`` of ``source`` in turn, again from the first when they end, for at least ``seconds``.
 
-    A tenth of the time more goes before, uncounted: first reads open files and load modules.
+    It first reads for a tenth of that time, uncounted, because first reads open files and load modules.
 
     Raises:
       ValueError: no rows, or ``seconds`` not above 0.
     """
-    if not len(rows) or seconds <= 0:
-        raise ValueError(f"found {len(rows)} rows and {seconds} seconds; expected one or more, and more than 0")
-    _read_for(source, rows, seconds / 10)
-    return _read_for(source, rows, seconds)
-
-
-def _read_for(source: Source, rows: Sequence[int], seconds: float) -> FrameRate:
-    wall, cpu = time.perf_counter(), time.process_time()
-    examples = 0
-    for row in itertools.cycle(rows):
-        source[row]
-        examples += 1
-        if time.perf_counter() - wall >= seconds:
-            break
-    return FrameRate(examples, time.perf_counter() - wall, time.process_time() - cpu)
+    check_integer("number of rows", len(rows), 1)
+    check_positive(seconds=seconds)
+    for duration in (seconds / 10, seconds):
+        examples, wall_start, cpu_start = 0, perf_counter(), process_time()
+        for row in itertools.cycle(rows):
+            source[row]
+            examples += 1
+            if perf_counter() - wall_start >= duration:
+                break
+    return FrameRate(examples, perf_counter() - wall_start, process_time() - cpu_start)
 
 
 @dataclass(frozen=True)
@@ -89,15 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command and prints a line for each source."""
     args = tyro.cli(RateArgs, args=argv, prog="python -m experiments.frame_rates")
     table, roots = read_index(*args.index)
-    if args.rows < 1 or args.seconds <= 0:
-        raise UserError(f"--rows is {args.rows}, --seconds {args.seconds}; expected 1 or more, and more than 0")
+    check_integer("--rows", args.rows, 1)
     rows = np.random.default_rng(0).permutation(len(table))[: args.rows].tolist()
     source = FrameSource(table, roots, args.size, keep_aspect=args.keep_aspect, depth_root=args.depth_root)
-    sources: dict[str, Source] = {f"decoded, {args.size} px": source}
+    sources: dict[str, FrameSource | CachedSource] = {f"decoded, {args.size} px": source}
     if args.cache is not None:
         cached = CachedSource(args.cache)
         if len(cached) != len(table):
-            raise UserError(f"--cache {args.cache} has {len(cached)} examples; expected {len(table)}, as in the index")
+            raise UserError(f"--cache: expected {len(table)} examples as in the index, found {len(cached)}")
         sources[f"cached, {cached.size} px"] = cached
     for name, each in sources.items():
         rate = measure_frame_rate(each, rows, args.seconds)

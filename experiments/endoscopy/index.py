@@ -1,9 +1,8 @@
-"""`python -m experiments.index COMMAND`: makes the index of a dataset of polyps."""
+"""Makes the index of a dataset of polyps: `python -m experiments.index COMMAND`."""
 
 import hashlib
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,8 @@ import tyro
 from tqdm import tqdm
 
 from experiments.errors import Interrupted, UserError, run_main
-from experiments.run_folder import RunFolder, read_json, write_json, writing_to
+from experiments.run_folder import RunFolder, writing_to
+from fsg_jax._files import read_json, write_json
 from fsg_jax.endoscopy.index.schema import read_index, write_index
 from fsg_jax.endoscopy.readers.csv_files import read_patients
 from fsg_jax.endoscopy.readers.indexing import INDEX, build_index
@@ -28,8 +28,10 @@ from fsg_jax.endoscopy.readers.verify import Verify
 SUMMARY = "summary.json"
 WORKERS = min(os.cpu_count() or 1, 4)
 Root = Annotated[Path, tyro.conf.Positional]
+app = tyro.extras.SubcommandApp()
 
 
+@app.command(name="real-colon")
 def index_real_colon(
     root: Root,
     out: Path,
@@ -48,11 +50,11 @@ def index_real_colon(
         name: The dataset's name in the index.
         patients: CSV with columns video_id, patient_id; by default each video is a patient.
     """
-    tables = [root / "lesion_info.csv", root / "video_info.csv"]
-    layout = open_real_colon(root, name=name, verify=verify, patients=_patients(patients, tables))
-    _index("real-colon", layout, tables, out, workers)
+    layout = open_real_colon(root, name=name, verify=verify, patients=read_patients(patients) if patients else {})
+    _index("real-colon", layout, [root / "lesion_info.csv", root / "video_info.csv", patients], out, workers)
 
 
+@app.command(name="sun")
 def index_sun(
     root: Root,
     out: Path,
@@ -73,11 +75,12 @@ def index_sun(
         name: The dataset's name in the index.
         patients: CSV with columns video_id, patient_id, the video being the case number; by default each is a patient.
     """
-    tables = [sizes or root / SIZES]
-    layout = open_sun(root, sizes=sizes, name=name, verify=verify, patients=_patients(patients, tables))
-    _index("sun", layout, tables, out, workers)
+    known = read_patients(patients) if patients else {}
+    layout = open_sun(root, sizes=sizes, name=name, verify=verify, patients=known)
+    _index("sun", layout, [sizes or root / SIZES, patients], out, workers)
 
 
+@app.command(name="kvasir")
 def index_kvasir(
     root: Root, out: Path, workers: int = WORKERS, verify: Verify = "decode", name: str = "kvasir_seg"
 ) -> None:
@@ -90,10 +93,11 @@ def index_kvasir(
         verify: Frames: decode them, check their header and end, or read their size only.
         name: The dataset's name in the index.
     """
-    tables = [root / file for file in (CSV_FILE, *JSON_FILES)]
-    _index("kvasir", open_kvasir(root, name=name, verify=verify), tables, out, workers)
+    layout = open_kvasir(root, name=name, verify=verify)
+    _index("kvasir", layout, [root / file for file in (CSV_FILE, *JSON_FILES)], out, workers)
 
 
+@app.command
 def export(index: Root, out: Path) -> None:
     """Write an index as the CSV lists of the reference code.
 
@@ -107,6 +111,7 @@ def export(index: Root, out: Path) -> None:
     print(f"{len(table)} rows in {len(paths)} lists, in {out}")
 
 
+@app.command
 def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root: tuple[str, ...], out: Path) -> None:
     """Make an index from the CSV lists of the reference code; the images are not looked at.
 
@@ -117,10 +122,10 @@ def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root:
     """
     roots = _roots(root)
     if not lists:
-        raise UserError("import-lists: expected the paths of polypsizing_*.csv, found none")
+        raise UserError("lists: expected the paths of polypsizing_*.csv, found none")
     config: dict[str, Any] = {"index": "import-lists", "root": {name: str(path) for name, path in roots.items()}}
     config["tables"] = {str(path.resolve()): _digest(path) for path in lists}
-    with RunFolder(out, config, resume=True) as folder:
+    with RunFolder(out, config, resume=True):
         started = time.monotonic()
         table, events = read_lists(lists, roots)
         with writing_to(out):
@@ -129,35 +134,28 @@ def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root:
             write_index(table, out / INDEX, {name: str(path) for name, path in roots.items() if name in found})
         counts = {"lists": len(lists), "rows": len(table), "dropped": dropped, "notes": notes}
         counts |= {"synthetic": any(table.column("synthetic").to_pylist())}
-        _finish(folder.path, counts | {"seconds": round(time.monotonic() - started, 2)})
+        _finish(out, counts | {"seconds": round(time.monotonic() - started, 2)})
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "real-colon": index_real_colon,
-    "sun": index_sun,
-    "kvasir": index_kvasir,
-    "export": export,
-    "import-lists": import_lists,
-}
-
-
-def _index(command: str, layout: Layout, tables: list[Path], out: Path, workers: int) -> None:
+def _index(command: str, layout: Layout, tables: list[Path | None], out: Path, workers: int) -> None:
+    """Indexes a dataset; `tables`, those of them that exist, are part of what the folder is for."""
     config: dict[str, Any] = {"index": command, "root": str(layout.root), "name": layout.name, "verify": layout.verify}
-    config |= {"synthetic": layout.synthetic, "tables": {path.name: _digest(path) for path in tables if path.exists()}}
-    with RunFolder(out, config, resume=True) as folder:
-        if (folder.path / SUMMARY).exists():
+    digests = {path.name: _digest(path) for path in tables if path is not None and path.exists()}
+    config |= {"synthetic": layout.synthetic, "tables": digests}
+    with RunFolder(out, config, resume=True):
+        if (out / SUMMARY).exists():
             print(f"{out} holds the finished index already; remove it, or choose another --out, to index again\n")
-            return _print(read_json(folder.path / SUMMARY))
+            return _print(read_json(out / SUMMARY))
         with tqdm(total=layout.count_files(), unit=" files", disable=None) as bar:
             try:
-                counts = build_index(layout, folder.path, workers=workers, progress=bar.update)
+                counts = build_index(layout, out, workers=workers, progress=bar.update)
             except BrokenProcessPool as error:
                 raise UserError(
                     f"a worker process was killed ({error}); the same command continues in {out}"
                 ) from error
             except KeyboardInterrupt:
                 raise Interrupted(f"stopped; the same command continues in {out}") from None
-        _finish(folder.path, counts)
+        _finish(out, counts)
 
 
 def _finish(out: Path, counts: dict[str, Any]) -> None:
@@ -174,22 +172,14 @@ def _print(counts: dict[str, Any]) -> None:
             print(f"  {key.replace('_', ' '):<52} {value}")
 
 
-def _patients(path: Path | None, tables: list[Path]) -> dict[str, str]:
-    if path is None:
-        return {}
-    tables.append(path)
-    return read_patients(path)
-
-
 def _roots(texts: tuple[str, ...]) -> dict[str, Path]:
-    parts = [text.partition("=") for text in texts]
-    roots = {name: folder for name, _, folder in parts}
-    for name, folder in roots.items():
-        if name not in ("real_colon", "sun") or not Path(folder).is_dir() or not folder:
-            raise UserError(
-                f"--root: found {name}={folder}; expected real_colon=FOLDER or sun=FOLDER, a folder there is"
-            )
-    return {name: Path(folder).resolve() for name, folder in roots.items()}
+    roots = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if name not in ("real_colon", "sun") or not folder or not Path(folder).is_dir():
+            raise UserError(f"--root: expected real_colon=FOLDER or sun=FOLDER with a folder that exists, found {text}")
+        roots[name] = Path(folder).resolve()
+    return roots
 
 
 def _digest(path: Path) -> str:
@@ -199,9 +189,7 @@ def _digest(path: Path) -> str:
 
 def main() -> None:
     """Command line."""
-    tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="python -m experiments.index", description="Make the index of a dataset of polyps."
-    )
+    app.cli(prog="python -m experiments.index", description="Make the index of a dataset of polyps.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a network would be given: ``python -m experiments.panels INDEX... --out DIR --data.input-size 384 ...``."""
+"""Draws what a network would be given: `python -m experiments.panels INDEX... --out DIR --data.input-size 384 ...`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ import tyro
 
 from experiments.endoscopy.input_panels import example_rows, write_panels
 from experiments.endoscopy.polyp_config import PolypData, Stream
-from experiments.errors import UserError, run_main
+from experiments.errors import run_main
 from experiments.run_folder import writing_to
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.sampling import rows_by_polyp
@@ -33,16 +33,13 @@ class Args:
 def main() -> None:
     """Command line."""
     args = tyro.cli(Args, prog="python -m experiments.panels")
-    if not args.index:
-        raise UserError("expected the path of an index, found none")
     table, roots = read_index(*args.index)
     config = args.data
     root = config.depth_root if "depth" in args.streams else None
     source = FrameSource(table, roots, config.frame_size, keep_aspect=config.keep_aspect, depth_root=root)
+    rows = example_rows(rows_by_polyp(table), args.count)
     with writing_to(args.out):
-        files = write_panels(
-            source, table, example_rows(rows_by_polyp(table), args.count), config, args.streams, args.out
-        )
+        files = write_panels(source, table, rows, config, args.streams, args.out)
     print(f"{len(files)} panels in {args.out / 'panels'}")
 
 

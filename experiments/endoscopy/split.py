@@ -1,17 +1,18 @@
-"""`python -m experiments.split INDEX... --out splits.csv`: deals the polyps of indexes to folds, or imports folds."""
+"""Deals the polyps of indexes to folds, or imports folds: `python -m experiments.split INDEX... --out splits.csv`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from experiments.errors import UserError, run_main
 from experiments.run_folder import writing_to
 from fsg_jax.endoscopy.index.folds import SIZE_GROUPS, FoldCount, Folds, group_counts, make_folds, name_some
 from fsg_jax.endoscopy.index.roles import roles
-from fsg_jax.endoscopy.index.schema import Table, read_index
+from fsg_jax.endoscopy.index.schema import read_index
 from fsg_jax.endoscopy.index.split_files import read_folds, write_folds
 from fsg_jax.endoscopy.index.split_import import ImportedFolds, import_audit, import_official, keep_listed
 
@@ -46,9 +47,9 @@ def split(args: SplitArgs) -> Iterator[str]:
       FileNotFoundError: a file is missing.
       ValueError: an index or list is damaged, or there are too few polyps for the folds.
     """
-    _check(args)
+    lists = _lists(args)
     table, _ = read_index(*args.index)
-    imported = _import(args, table)
+    imported = next((read(path, table, drop_unlisted=args.drop_unlisted) for read, path in lists), None)
     folds = make_folds(table, args.folds, args.group, args.seed) if imported is None else imported.folds
     kept = table if imported is None else keep_listed(table, folds)
     counts = group_counts(kept, folds)
@@ -56,44 +57,42 @@ def split(args: SplitArgs) -> Iterator[str]:
     written = _write(folds, args.out)
     if any(table.column("synthetic").to_pylist()):
         yield "SYNTHETIC: the index has polyps that are made up"
-    yield from _count_lines(counts, folds)
-    frames = len(set(zip(*(kept.column(name).to_pylist() for name in ("dataset", "image_path")), strict=True)))
+    yield from _count_lines(counts, folds.num_folds)
+    frames = len(kept.group_by(["dataset", "image_path"]).aggregate([]))
     if sum(count.frames for count in counts) > frames:
         yield f"note: of {frames} frames, those with polyps of several folds or size groups are counted in each"
     for fold, found in enumerate(shared):
         if any(found):
-            yield (
-                f"fold {fold}: roles share {found.patients} patients, {found.videos} videos and {found.frames} frames"
-            )
-    yield from [] if imported is None else _import_lines(imported)
+            yield f"fold {fold}: roles share " + "{} patients, {} videos and {} frames".format(*found)
+    if imported is not None:
+        yield from (f"{name}: {number}" for name, number in imported.report.items())
+        if imported.unlisted:
+            yield f"dropped: {name_some(list(imported.unlisted), 20)}"
     yield f"{len(folds.fold_of)} polyps, kept together by {folds.group}, {written} {args.out}"
 
 
-def _check(args: SplitArgs) -> None:
-    if not args.index:
-        raise UserError("expected the path of an index, found none")
-    if args.official is not None and args.audit is not None:
-        raise UserError("--official and --audit each bring folds; expected one of them")
-    listed = args.official is not None or args.audit is not None
-    own = (args.folds, args.group, args.seed) != (SplitArgs.folds, SplitArgs.group, SplitArgs.seed)
-    if listed and own:
-        raise UserError("--folds, --group and --seed have no effect on folds from a list; leave them out")
-    if args.drop_unlisted and not listed:
-        raise UserError("--drop-unlisted is for --official and --audit; folds that are made have every polyp")
+def _lists(args: SplitArgs) -> list[tuple[Callable[..., ImportedFolds], Path]]:
+    """The list that brings the folds and what reads it; none if they are made.
 
-
-def _import(args: SplitArgs, table: Table) -> ImportedFolds | None:
-    if args.official is not None:
-        return import_official(args.official, table, drop_unlisted=args.drop_unlisted)
-    if args.audit is not None:
-        return import_audit(args.audit, table, drop_unlisted=args.drop_unlisted)
-    return None
+    Raises:
+      UserError: the options contradict each other.
+    """
+    lists = [(import_official, args.official), (import_audit, args.audit)]
+    given = [(read, path) for read, path in lists if path is not None]
+    if len(given) > 1:
+        raise UserError("--official, --audit: expected one of them, found both")
+    own = [name for name in ("folds", "group", "seed") if getattr(args, name) != getattr(SplitArgs, name)]
+    if given and own:
+        raise UserError(f"--{own[0]}: expected it only for folds that are made, found it with folds from a list")
+    if args.drop_unlisted and not given:
+        raise UserError("--drop-unlisted: expected it with --official or --audit, found neither")
+    return given
 
 
 def _write(folds: Folds, out: Path) -> str:
     if out.exists():
         if read_folds(out) != folds:
-            raise UserError(f"{out} holds other folds; remove it, or choose another --out")
+            raise UserError(f"--out: expected a new file or the same folds, found other folds in {out}")
         return "are in"
     with writing_to(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,28 +100,16 @@ def _write(folds: Folds, out: Path) -> str:
     return "written to"
 
 
-def _count_lines(counts: Sequence[FoldCount], folds: Folds) -> Iterator[str]:
+def _count_lines(counts: Sequence[FoldCount], num_folds: int) -> Iterator[str]:
     """A line a fold with polyps / frames of every size group, and one for all folds."""
-    yield "polyps / frames".ljust(16) + "".join(name.rjust(18) for name in (*SIZE_GROUPS, "all"))
-    for fold in [*range(folds.num_folds), None]:
-        here = [count for count in counts if fold in (None, count.fold)]
-        cells = [[count for count in here if count.size_group == name] for name in SIZE_GROUPS]
-        title = "all" if fold is None else f"fold {fold}"
-        yield title.ljust(16) + "".join(_sum(cell).rjust(18) for cell in (*cells, here))
-    for count in counts:
-        if not count.polyps:
-            yield f"note: fold {count.fold} has no polyp of {count.size_group}"
-
-
-def _sum(counts: Sequence[FoldCount]) -> str:
-    return f"{sum(count.polyps for count in counts)} / {sum(count.frames for count in counts)}"
-
-
-def _import_lines(imported: ImportedFolds) -> Iterator[str]:
-    for name, number in imported.report.items():
-        yield f"{name}: {number}"
-    if imported.unlisted:
-        yield f"dropped: {name_some(list(imported.unlisted), 20)}"
+    cells = np.array([(count.polyps, count.frames) for count in counts]).reshape(num_folds, len(SIZE_GROUPS), 2)
+    cells = np.concatenate([cells, cells.sum(axis=1, keepdims=True)], axis=1)
+    cells = np.concatenate([cells, cells.sum(axis=0, keepdims=True)])
+    titles = ["polyps / frames", *(f"fold {fold}" for fold in range(num_folds)), "all"]
+    rows = [(*SIZE_GROUPS, "all"), *([f"{polyps} / {frames}" for polyps, frames in row] for row in cells)]
+    for title, row in zip(titles, rows, strict=True):
+        yield title.ljust(16) + "".join(text.rjust(18) for text in row)
+    yield from (f"note: fold {count.fold} has no polyp of {count.size_group}" for count in counts if not count.polyps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

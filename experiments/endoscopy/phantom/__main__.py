@@ -2,8 +2,8 @@
 
 import tyro
 
-from experiments.endoscopy.phantom.config import Config
-from experiments.endoscopy.phantom.make import make_phantom
+from experiments.endoscopy.phantom.phantom_plan import Config
+from experiments.endoscopy.phantom.phantom_set import make_phantom
 from experiments.errors import Interrupted, run_main
 
 

@@ -11,7 +11,7 @@ WALL_MM, PIT_MM = 64.0, 12.8
 _BITS, _LEVELS = 9, 4
 _SIDE = 1 << _BITS
 _STARTS = np.array([sum(4 ** (_BITS - k) for k in range(level)) for level in range(_LEVELS)])
-_PIT_SPACING = 0.9
+_PITS = 14  # in a row of a tile
 
 
 class Tile(NamedTuple):
@@ -33,37 +33,35 @@ class Tile(NamedTuple):
 def wall_tile() -> Tile:
     """Channels: vessels (0 to 1), blotches (-1 to 1), height of the relief (standard deviation 1)."""
     rng = np.random.default_rng(2024)
-    wide, narrow = _vessels(rng, 9.0, 0.09), _vessels(rng, 4.0, 0.10)
-    vessels = np.clip(wide + 0.6 * narrow * (_noise(rng, 12.0) > -0.3), 0, 1)
-    return _pyramid([vessels, np.tanh(_noise(rng, 14.0)), _noise(rng, 1.6)], WALL_MM)
+    wide, narrow = (np.exp(-((_noise(rng, mm, WALL_MM) / width) ** 2)) for mm, width in ((9.0, 0.09), (4.0, 0.10)))
+    vessels = np.clip(wide + 0.6 * narrow * (_noise(rng, 12.0, WALL_MM) > -0.3), 0, 1)
+    return _pyramid([vessels, np.tanh(_noise(rng, 14.0, WALL_MM)), _noise(rng, 1.6, WALL_MM)], WALL_MM)
 
 
 @lru_cache(maxsize=1)
 def pit_tile() -> Tile:
-    """Channels: ridges between pits of fixed spacing in mm (0 to 1), blotches (-1 to 1), height of the relief."""
+    """Channels: ridges between pits (0 to 1), blotches (-1 to 1), height of the relief (standard deviation 1)."""
     rng = np.random.default_rng(2025)
-    count = round(PIT_MM / _PIT_SPACING)
-    cells = np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 2)
-    points = (cells + rng.uniform(0, 1, cells.shape)) * (PIT_MM / count)
-    texels = (np.stack(np.meshgrid(np.arange(_SIDE), np.arange(_SIDE)), axis=-1) + 0.5) * (PIT_MM / _SIDE)
-    near = cKDTree(points % PIT_MM, boxsize=PIT_MM).query(texels.reshape(-1, 2), k=2)[0]
-    ridges = np.exp(-(((near[:, 1] - near[:, 0]) / 0.12) ** 2)).reshape(_SIDE, _SIDE)
-    blotches = np.tanh(_noise(rng, 2.5, PIT_MM))
-    return _pyramid([ridges, blotches, _noise(rng, 0.7, PIT_MM)], PIT_MM)
+    cells = _cells(_PITS)
+    points = (cells + rng.uniform(0, 1, cells.shape)) * (PIT_MM / _PITS)
+    texels = (_cells(_SIDE) + 0.5) * (PIT_MM / _SIDE)
+    near, second = cKDTree(points % PIT_MM, boxsize=PIT_MM).query(texels, k=2)[0].T
+    ridges = np.exp(-(((second - near) / 0.12) ** 2)).reshape(_SIDE, _SIDE)
+    return _pyramid([ridges, np.tanh(_noise(rng, 2.5, PIT_MM)), _noise(rng, 0.7, PIT_MM)], PIT_MM)
 
 
-def _noise(rng: np.random.Generator, wavelength: float, period: float = WALL_MM) -> np.ndarray:
+def _cells(count: int) -> np.ndarray:
+    """Column and row of every cell of a square grid, (count * count, 2)."""
+    return np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 2)
+
+
+def _noise(rng: np.random.Generator, wavelength: float, period: float) -> np.ndarray:
     """Periodic noise of mean 0 and variance 1 around one wavelength in mm."""
     frequency = np.fft.fftfreq(_SIDE, period / _SIDE)
     radius = np.hypot(frequency[:, None], frequency) * wavelength
     spectrum = np.fft.fft2(rng.standard_normal((_SIDE, _SIDE))) * radius * np.exp(-((radius - 0.6) ** 2) / 0.18)
     noise = np.fft.ifft2(spectrum).real
     return noise / noise.std()
-
-
-def _vessels(rng: np.random.Generator, wavelength: float, width: float) -> np.ndarray:
-    """Thin lines where a noise crosses zero."""
-    return np.exp(-((_noise(rng, wavelength) / width) ** 2))
 
 
 def _pyramid(channels: list[np.ndarray], period: float) -> Tile:
