@@ -17,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.configs import CONFIGS
 from experiments.errors import run_main
 from experiments.report import RecordsError, summary_table, write_report
+from experiments.report import trials as trial_report
 from experiments.report.__main__ import main
 from experiments.report.config_diff import compare
 from experiments.report.results_file import Arms, Record, collect, load
 from experiments.report.statistics import paired
-from experiments.report.table import mean_and_std
+from experiments.report.text_table import mean_and_std
 from experiments.report.training_plots import curve, final_gates, heatmaps, histograms, mean_gates
 
 ARMS = ("fsg", "baseline", "fsg_gr", "se")
@@ -186,14 +188,14 @@ def test_report_shows_arms_numbers_and_facts(tmp_path, records):
     ]
 
 
-def test_a_classification_needs_nothing_of_endoscopy(tmp_path, records):
+def test_a_classification_needs_nothing_of_endoscopy(tmp_path):
     code = """
         import sys
         sys.modules |= dict.fromkeys(("pyarrow", "array_record", "experiments.report.polyps"))  # cannot be imported
         from experiments.report.__main__ import main
         main(sys.argv[1:])
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(save(tmp_path, records))]
+    command = [sys.executable, "-c", textwrap.dedent(code), str(save(tmp_path, [make_record("baseline", 0, 1)]))]
     subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
     assert (tmp_path / "report.html").exists()
 
@@ -225,10 +227,14 @@ def test_figures_leave_the_settings_of_matplotlib_alone(tmp_path, records):
 def test_html_escapes_what_the_records_say(tmp_path, records):
     for record in records:
         record["facts"]["command"] = "run <script>alert(1)</script> a|b"
+        record["arm"] = record["arm"].replace("se", "s<b>|e")
     markdown, html = report(tmp_path, records)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "a\\|b" in markdown
+    assert "s<b>" not in html
+    assert "s&lt;b&gt;|e" in html
+    assert "\n| s<b>\\|e | 3 |" in markdown
 
 
 def test_one_seed(tmp_path):
@@ -425,3 +431,49 @@ def test_command_says_in_one_line_what_is_missing(tmp_path, capsys, missing):
 def test_command_says_in_one_line_what_is_corrupt(tmp_path, capsys):
     (tmp_path / "results.jsonl").write_text("{\n")
     assert "results.jsonl, line 1: expected JSON, found " in fails([str(tmp_path)], capsys)
+
+
+def trial(number: int, state: str, value: float | None, metric: str = "accuracy") -> dict:
+    seeds = [] if value is None else [{"last": value, "epochs": 5}]
+    return {
+        "trial": number,
+        "state": state,
+        "validation": value if state == "finished" else None,
+        "metric": metric,
+        "reason": "" if state == "finished" else "why",
+        "seconds": 12.3,
+        "values": {"optimizer.learning_rate": 0.01},
+        "seeds": seeds,
+    }
+
+
+@pytest.mark.parametrize(
+    ("trials", "smallest", "texts"),
+    [
+        (
+            [trial(0, "finished", 0.5), trial(1, "pruned", 0.6), trial(2, "failed", None), trial(3, "finished", 0.7)],
+            False,
+            (
+                "4 trials (2 finished, 1 pruned, 1 failed), 1 seed of at most",
+                "| 3 | 70.00 | +20.00 | 70.00 | 5 | finished | 0.01 | 12 |\n| 0 | 50.00 |  | 50.00 | 5 |",
+                "| 1 | (60.00) |  | 60.00 | 5 | pruned | 0.01 | 12 |\n| 2 |  |  |  |  | failed | 0.01 | 12 |\n\n",
+                "\n- Trial 1: why\n- Trial 2: why\n\nTrial 3 is the best of 2 that finished and 4 tried: 70.00, +20.00",
+                "one standard error of it is 3.24.",  # sqrt(0.7 * 0.3 / 200)
+                "```\npython -m experiments.ablate digits --seeds 3 --arms baseline fsg --out runs/digits_tuned --opt",
+            ),
+        ),
+        ([trial(0, "finished", 0.5), trial(1, "finished", 0.5)], False, ("None of 2 trials was better on",)),
+        ([trial(0, "failed", None)], False, ("- Trial 0: why\n\nNo trial has finished.\n",)),
+        (
+            [trial(0, "finished", 2.5, "mae"), trial(1, "finished", 2.0, "mae")],
+            True,
+            ("Trial 1 is the best of 2 that finished and 2 tried: 2.0000, -0.5000 to trial 0",),
+        ),
+    ],
+)
+def test_report_of_a_search(tmp_path, trials, smallest, texts):
+    trial_report.write_report(tmp_path, CONFIGS["digits"][0], "fsg", 1, trials, smallest=smallest)
+    found = (tmp_path / "tune.md").read_text()
+    assert all(text in found for text in texts), found
+    assert ("standard error" in found) == (len(trials) == 4)
+    assert max(map(len, found.split("```")[0].rpartition("\n\nTrial")[2].splitlines())) <= 120

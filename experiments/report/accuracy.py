@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 from math import nan
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments.report.figures import Difference, colours, forest
 from experiments.report.results_file import BASELINE, Arms, Record, Results
 from experiments.report.statistics import Paired, paired
-from experiments.report.table import NOT_AVAILABLE, Table, mean_and_std, percent, points
+from experiments.report.text_table import NOT_AVAILABLE, Table, mean_and_std, percent, points
 from experiments.report.training_plots import learning_curves
 
 SPLITS = ("test", "validation")
@@ -88,7 +90,7 @@ def difference_table(pairs: dict[str, Paired]) -> Table:
     return Table(("arm", "pairs", "mean, points", "95 % interval", "p"), rows)
 
 
-def _difference_plot(pairs: dict[str, Paired], palette: dict[str, str]) -> Any:
+def _difference_plot(pairs: dict[str, Paired], palette: dict[str, str]) -> Figure | None:
     rows = {
         arm: Difference(pair.mean, *(pair.interval or (nan, nan)), palette[arm], list(pair.differences.values()))
         for arm, pair in pairs.items()

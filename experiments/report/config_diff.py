@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import flatten
 from experiments.report.results_file import Arms
-from experiments.report.table import Table
+from experiments.report.text_table import Table
 
 ABSENT = "(absent)"
 _PER_RUN = ("seed", "fold")

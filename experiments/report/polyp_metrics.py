@@ -28,7 +28,7 @@ class Predictor(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Truth and prediction, in mm or class indices, and the polyp that each row belongs to."""
+    """Truth and prediction, in mm or class indices (or probabilities), and the polyp that each row belongs to."""
 
     truth: np.ndarray
     predicted: np.ndarray

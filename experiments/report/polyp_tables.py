@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.config import flatten
 from experiments.report.polyp_metrics import UNITS, Estimates, Predictor, Unit, difference, estimates
-from experiments.report.table import NOT_AVAILABLE, Table, text
+from experiments.report.text_table import NOT_AVAILABLE, Table, text
 from fsg_jax.endoscopy.sizing import ClassScheme, Interval
 
 

@@ -12,7 +12,7 @@ from experiments.report.polyp_metrics import UNITS, Predictor
 from experiments.report.polyp_predictions import Predictions, one_task, pool
 from experiments.report.polyp_tables import Column
 from experiments.report.results_file import BASELINE, RESULTS, Arms, Results, is_number, label
-from experiments.report.table import Table, mean_and_std
+from experiments.report.text_table import Table, mean_and_std
 from experiments.report.training_plots import learning_curves
 from fsg_jax.endoscopy.sizing import BINARY_5, BINARY_10, TRI_CLASS, ClassScheme, Interval
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.report.config_diff import ConfigDiff
 from experiments.report.results_file import Arms, Record, Results, is_number, run_name
-from experiments.report.table import Table, text
+from experiments.report.text_table import Table, text
 
 _NOT_RECORDED = "not recorded"
 _TIMES = ("minutes", "compile_seconds")

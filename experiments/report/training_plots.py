@@ -30,9 +30,9 @@ def _learning_curve(arms: Arms, name: str, label: str, scale: float) -> Figure |
         for index, (arm, colour) in enumerate(colours(arms).items()):
             epochs, mean, std = curve(arms[arm], name)
             if epochs.size:
-                low, high = scale * (mean - std), scale * (mean + std)
-                axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-                (line,) = axes.plot(epochs, scale * mean, color=colour, markersize=4, linewidth=1.5)
+                mean, std = scale * mean, scale * std
+                axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+                (line,) = axes.plot(epochs, mean, color=colour, markersize=4, linewidth=1.5)
                 every = max(1, epochs.size // 8)
                 line.set(label=arm, marker=_MARKERS[index % len(_MARKERS)], markevery=(index % every, every))
         axes.set(xlabel="epoch", ylabel=label)

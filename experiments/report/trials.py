@@ -8,7 +8,7 @@ from typing import Any
 from experiments.cli import overrides
 from experiments.config import change
 from experiments.report.pages import render
-from experiments.report.table import Table, percent, points
+from experiments.report.text_table import Table, percent, points
 from fsg_jax._files import write_text
 
 REPORT = "tune.md"
