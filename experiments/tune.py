@@ -17,13 +17,13 @@ from experiments import devices
 from experiments.config import change, describe, flatten, get_arm
 from experiments.configs import SPACES
 from experiments.errors import Interrupted, UserError, run_main
+from experiments.report.trials import REPORT, trial_line, write_report
 from experiments.run_folder import claim_folder, read_json, write_text
 from experiments.search import TRIALS, PrunerName, Search, make_pruner
 from experiments.space import Space, choose, resolve
 from experiments.stop import StopRequest
 from experiments.tasks import make_task
 from experiments.trial import TRIAL, carry_out
-from experiments.tune_report import REPORT, trial_line, write_report
 
 CONFIG, RESULTS = "tune.json", "trials.jsonl"
 ENDS = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.csv as csv
@@ -13,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from polyp_records import FOLDS, POLYPS, SIZES, make_run, save, study
 
-from experiments.endoscopy.polyp_report import RecordsError, evaluation, plots, strips, tables, write_report
-from experiments.endoscopy.polyp_report.__main__ import main
-from experiments.endoscopy.polyp_report.evaluation import Bootstrap
-from experiments.endoscopy.polyp_report.predictions import align, pool
-from experiments.endoscopy.polyp_report.records import baseline_of, group, load
+from experiments.errors import run_main
+from experiments.report import RecordsError, polyp_metrics, polyp_plots, summary_table, write_report
+from experiments.report.__main__ import main
+from experiments.report.polyp_metrics import Predictor
+from experiments.report.polyp_predictions import Predictions, align, pool
+from experiments.report.polyp_tables import Column, cell
+from experiments.report.polyps import baseline_of
+from experiments.report.results_file import load
 from fsg_jax.endoscopy import sizing
 from fsg_jax.endoscopy.sizing import Interval
 
@@ -40,6 +42,10 @@ def reported(tmp_path_factory):
 def small(tmp_path):
     """One arm, all folds."""
     return tmp_path, study(tmp_path, {"baseline": [RGB]})
+
+
+def arm(name: str, data: Predictions) -> Predictor:
+    return Predictor(name, data, data.outputs)
 
 
 def test_tables_have_the_pooled_numbers(reported):
@@ -65,7 +71,7 @@ def test_page_says_what_it_shows(reported):
         assert "synthetic: these polyps were rendered by a program" in text
         assert "8 finished runs of 3 arms over folds 0, 1, 2, seed 0; 18 test polyps" in text
         assert "fsg_gr · rgb + mask: no finished run of fold 2 of 3" in text
-        assert "fsg_gr fold 2 seed 0 (failed)" in text
+        assert "fsg_gr · rgb + mask fold 2 seed 0 (failed)" in text
         assert "The mean size and box area baselines are fitted" in text
         assert "unreadable image" in text
         assert "2 (24)" in text
@@ -138,20 +144,22 @@ def test_classification_has_no_regression_plots(tmp_path):
 def test_the_class_of_a_polyp_is_that_of_its_mean_probability(tmp_path):
     records = study(tmp_path, {"fsg": [RGB]}, scheme=sizing.TRI_CLASS)
     data = pool(tmp_path, records)
-    rows = evaluation.classes(evaluation.arm("fsg", data), "polyp", sizing.TRI_CLASS)
-    first = data.probabilities[data.polyp == rows.polyp[0]].mean(0).argmax()
+    one = arm("fsg", data)
+    rows = polyp_metrics.classes(one, "polyp", sizing.TRI_CLASS)
+    shown = data.take(data["polyp"] == rows.polyp[0])
+    first = np.argmax([shown[name].mean() for name in sizing.TRI_CLASS.columns])
     assert rows.predicted[0] == first
     assert len(rows.polyp) == POLYPS
-    assert len(evaluation.classes(evaluation.arm("fsg", data), "frame", sizing.TRI_CLASS).polyp) == len(data.polyp)
+    assert len(polyp_metrics.classes(one, "frame", sizing.TRI_CLASS).polyp) == len(data["polyp"])
 
 
 def test_seeds_are_pooled_and_polyps_stay_the_clusters(tmp_path):
     records = [make_run(tmp_path, "fsg", RGB, fold, seed=seed) for fold in range(FOLDS) for seed in range(2)]
     data = pool(tmp_path, records)
-    rows = evaluation.sizes(evaluation.arm("fsg", data), "polyp")
+    rows = polyp_metrics.predicted(arm("fsg", data), "polyp")
     assert len(rows.polyp) == 2 * POLYPS
     assert len(np.unique(rows.polyp)) == POLYPS
-    one = evaluation.sizes(evaluation.arm("fsg", data.take(data.seed == 1)), "polyp")
+    one = polyp_metrics.predicted(arm("fsg", data.take(data["seed"] == 1)), "polyp")
     np.testing.assert_allclose(rows.predicted[POLYPS:], one.predicted)
     markdown, _ = write_report(save(tmp_path, records), resamples=FAST)
     assert "| fsg · rgb | 18 |" in markdown.read_text()
@@ -160,20 +168,15 @@ def test_seeds_are_pooled_and_polyps_stay_the_clusters(tmp_path):
 def test_pairs_match_frames_whatever_their_order(tmp_path):
     records = {arm: [make_run(tmp_path, arm, RGB, fold) for fold in range(FOLDS)] for arm in ("baseline", "fsg")}
     one, other = (pool(tmp_path, runs) for runs in records.values())
-    shuffled = other.take(np.random.default_rng(0).permutation(len(other.polyp))[20:])
+    shuffled = other.take(np.random.default_rng(0).permutation(len(other["polyp"]))[20:])
     left, right = align(one, shuffled)
     assert left.keys() == right.keys()
-    assert len(left.polyp) == len(other.polyp) - 20
-    options = Bootstrap(FAST)
-    first, second = evaluation.arm("fsg", other), evaluation.arm("baseline", one)
-    found = evaluation.size_difference(first, second, "frame", options)
-    mae = [np.abs(data.predicted_mm - data.size_mm).mean() for data in (other, one)]
-    assert found.value == pytest.approx(mae[0] - mae[1])
-    apart = evaluation.arm("x", other.take(other.polyp == "phantom/case1"))
-    assert (
-        evaluation.size_difference(apart, evaluation.arm("y", one.take(one.polyp == "phantom/case2")), "frame", options)
-        is None
-    )
+    assert len(left["polyp"]) == len(other["polyp"]) - 20
+    found = polyp_metrics.difference(arm("fsg", other), arm("baseline", one), "frame", None, FAST)
+    mae = [np.abs(data["predicted_mm"] - data["size_mm"]).mean() for data in (other, one)]
+    assert found["mae"].value == pytest.approx(mae[0] - mae[1])
+    first, second = other.take(other["polyp"] == "phantom/case1"), one.take(one["polyp"] == "phantom/case2")
+    assert polyp_metrics.difference(arm("x", first), arm("y", second), "frame", None, FAST) == {}
 
 
 def test_predictions_may_be_csv(small):
@@ -185,7 +188,7 @@ def test_predictions_may_be_csv(small):
         csv.write_csv(table, folder / record["predictions"])
     after = pool(folder, records)
     assert after.keys() == before.keys()
-    np.testing.assert_allclose(after.predicted_mm, before.predicted_mm)
+    np.testing.assert_allclose(after["predicted_mm"], before["predicted_mm"])
 
 
 def test_without_baselines_and_panels_and_gates(small):
@@ -215,33 +218,34 @@ def test_panels_that_cannot_be_read_are_reported(small):
 
 def test_arms_and_their_baselines(reported):
     folder, *_ = reported
-    arms = group(load(folder).finished)
+    arms = load(folder).arms
     assert list(arms) == ["baseline · rgb", "fsg_gr · rgb", "fsg_gr · rgb + mask"]
     assert [baseline_of(name, arms) for name in arms] == [None, "baseline · rgb", None]
 
 
 def test_limits_of_agreement_by_hand(small):
     data = pool(*small)
-    keep = data.take(np.isin(data.polyp, ["phantom/case1", "phantom/case4", "phantom/case7"]))
+    keep = data.take(np.isin(data["polyp"], ["phantom/case1", "phantom/case4", "phantom/case7"]))
     difference = {"phantom/case1": 1.0, "phantom/case4": 2.0, "phantom/case7": 3.0}
-    shifted = replace(keep, predicted_mm=keep.size_mm + np.array([difference[polyp] for polyp in keep.polyp]))
+    moved = keep["size_mm"] + np.array([difference[polyp] for polyp in keep["polyp"]])
+    shifted = Predictions(keep.columns | {"predicted_mm": moved}, None)
     # Differences 1, 2, 3: mean 2, standard deviation 1.
-    assert plots.limits_of_agreement(plots.per_polyp(shifted)) == pytest.approx((2, 0.04, 3.96))
+    assert polyp_plots.limits_of_agreement(polyp_plots.per_polyp(shifted)) == pytest.approx((2, 0.04, 3.96))
 
 
 def test_equal_sizes_are_spread_evenly():
-    moved = plots.spread(np.array([5.0, 7.0, 5.0, 5.0]))
+    moved = polyp_plots.spread(np.array([5.0, 7.0, 5.0, 5.0]))
     np.testing.assert_allclose(moved, [4.88, 7.0, 5.0, 5.12])
 
 
 def test_strips_are_in_the_natural_order_of_frames(small):
     data = pool(*small)
-    shuffled = data.take(np.random.default_rng(0).permutation(len(data.polyp)))
-    values, size = strips.series(shuffled, "phantom/case10")
-    rows = data.polyp == "phantom/case10"
-    np.testing.assert_array_equal(values, data.predicted_mm[rows])
+    shuffled = data.take(np.random.default_rng(0).permutation(len(data["polyp"])))
+    values, size = polyp_plots.series(shuffled, "phantom/case10")
+    rows = data["polyp"] == "phantom/case10"
+    np.testing.assert_array_equal(values, data["predicted_mm"][rows])
     assert size == SIZES[9]
-    chosen = strips.choose({"arm": data})
+    chosen = polyp_plots.choose({"arm": data})
     assert chosen[0] == "phantom/case1"
     assert chosen[-1] == f"phantom/case{POLYPS}"
     assert len(chosen) == 6
@@ -257,7 +261,7 @@ def test_strips_are_in_the_natural_order_of_frames(small):
     ],
 )
 def test_cells(found, text):
-    assert tables.cell(found, "{:.1f}", 100) == text
+    assert cell(found, Column("", "{:.1f}", 100)) == text
 
 
 def edit_predictions(folder, record, edit):
@@ -272,16 +276,22 @@ def replace_column(table, name, values):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: t.drop_columns(["size_mm"]), r"predictions\.parquet: columns \['size_mm'\] are missing"),
-        (lambda t: t.drop_columns(["predicted_mm"]), r"predictions\.parquet: column 'predicted_mm' is missing"),
-        (lambda t: t.slice(0, 0), "found no predictions"),
+        (
+            lambda t: t.drop_columns(["size_mm"]),
+            r"predictions\.parquet: expected the columns \['size_mm'\], found only ",
+        ),
+        (
+            lambda t: t.drop_columns(["predicted_mm"]),
+            r"predictions\.parquet: expected the columns \['predicted_mm'\], found only ",
+        ),
+        (lambda t: t.slice(0, 0), "expected predictions, found no rows"),
         (
             lambda t: replace_column(t, "predicted_mm", [float("nan"), *[5.0] * (t.num_rows - 1)]),
-            r"1 of 72 values of 'predicted_mm' are not finite",
+            r"predicted_mm: expected finite values, found 1 of 72 that are not",
         ),
         (
             lambda t: replace_column(t, "polyp_id", ["case2"] * t.num_rows),
-            "'phantom/case2' is tested in fold 1 and in fold 0",
+            "expected 'phantom/case2' in one fold, found it in fold 1 and in fold 0",
         ),
     ],
 )
@@ -296,22 +306,23 @@ def test_missing_and_broken_files(small, capsys):
     folder, records = small
     path = folder / records[1]["predictions"]
     path.write_bytes(b"PAR1 not really")
-    with pytest.raises(RecordsError, match=r"predictions\.parquet: not a table of predictions"):
+    with pytest.raises(RecordsError, match=r"predictions\.parquet: expected a table of predictions, found "):
         write_report(folder)
     path.unlink()
-    assert main([str(folder)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        run_main(lambda: main([str(folder)]))
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"{path}: no such file" in error
+    assert f"{path}: expected the predictions of a run, found no such file" in error
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"streams": "rgb"}, "line 2: streams is 'rgb', expected list"),
-        ({"fold": True}, "line 2: fold is True, expected int"),
-        ({"synthetic": None}, "line 2: synthetic is missing, expected bool"),
-        ({}, r"lines 1 and 2 both hold a finished run of baseline · rgb, fold 0, seed 0"),
+        ({"streams": "rgb"}, "line 2, streams: expected list, found 'rgb'"),
+        ({"fold": True}, "line 2, fold: expected int, found True"),
+        ({"synthetic": None}, "line 2, synthetic: expected bool, found nothing"),
+        ({}, r"line 2: expected one finished run of baseline · rgb fold 0 seed 0, found another in .*, line 1"),
     ],
 )
 def test_bad_records_name_the_line(small, changes, message):
@@ -332,13 +343,29 @@ def test_tasks_do_not_mix(tmp_path):
 
 def test_no_finished_run(tmp_path):
     (tmp_path / "results.jsonl").write_text(json.dumps({"status": "failed"}) + "\n")
-    with pytest.raises(RecordsError, match=r"found no finished run \(1 unfinished\)"):
+    with pytest.raises(RecordsError, match=r"expected a finished run, found none \(1 unfinished\)"):
         write_report(tmp_path)
-    with pytest.raises(RecordsError, match="resamples is 0, expected 1 or more"):
+    with pytest.raises(ValueError, match="resamples: expected an integer >= 1, found 0"):
         write_report(tmp_path, resamples=0)
 
 
 def test_command_prints_the_paths(small, capsys):
     folder, _ = small
-    assert main([str(folder), "--out", str(folder / "out"), "--resamples", "20"]) == 0
+    main([str(folder), "--out", str(folder / "out"), "--resamples", "20"])
     assert capsys.readouterr().out.split() == [str(folder / "out" / name) for name in ("report.md", "report.html")]
+
+
+def test_summary_table_has_the_test_metrics_of_the_records(tmp_path):
+    records = [make_run(tmp_path, arm, RGB, fold) for arm in ("fsg", "baseline") for fold in range(FOLDS)]
+    for record in records[:FOLDS]:
+        # Deviations from 3 are -1, 0, 1: variance 2 / 2, std 1.
+        record["test"] = {"polyp_mae": 2.0 + record["fold"], "mae": 4.0}
+    lines = summary_table([*records, {"status": "failed"}]).splitlines()
+    assert lines[0] == "| arm | runs | test MAE per polyp, mm | test MAE per frame, mm |"
+    assert lines[2:] == [
+        "| baseline · rgb | 3 | n/a ± n/a | n/a ± n/a |",
+        "| fsg · rgb | 3 | 3.00 ± 1.00 | 4.00 ± 0.00 |",
+    ]
+    for record in records:
+        record["test"] = {"f1_macro": 0.5}
+    assert "| baseline · rgb | 3 | 50.0 ± 0.0 |" in summary_table(records)

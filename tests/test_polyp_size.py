@@ -217,7 +217,7 @@ def test_the_commands_as_a_user_types_them(tmp_path):
         "polyp_size polyp_phantom --data.index index --data.splits splits.csv --data.depth-root raw/depth "
         "--data.cache cache --data.frame-size 32 --data.input-size 32 --model.width 2 --train.epochs 1 "
         "--optimizer.warmup-epochs 0 --train.batch-size 3 --streams rgb+depth --arms baseline fsg_gr --out runs",
-        "polyp_report runs",
+        "report runs",
     )
     root = str(Path(__file__).parent.parent)
     for command in commands:

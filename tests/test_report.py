@@ -4,6 +4,9 @@ import base64
 import copy
 import json
 import re
+import subprocess
+import sys
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -14,13 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.configs import CONFIGS
+from experiments.errors import run_main
 from experiments.report import RecordsError, summary_table, write_report
+from experiments.report import trials as trial_report
 from experiments.report.__main__ import main
-from experiments.report.configs import compare, flatten
-from experiments.report.gate_plots import final_gates, heatmaps, histograms, mean_gates
-from experiments.report.plots import curve
-from experiments.report.records import Record, group, load
-from experiments.report.statistics import paired, summarise
+from experiments.report.config_diff import compare
+from experiments.report.results_file import Arms, Record, collect, load
+from experiments.report.statistics import paired
+from experiments.report.text_table import mean_and_std
+from experiments.report.training_plots import curve, final_gates, heatmaps, histograms, mean_gates
 
 ARMS = ("fsg", "baseline", "fsg_gr", "se")
 LAYERS = ("stage1/gate", "stage2/gate")
@@ -87,17 +93,21 @@ def records() -> list[Record]:
     return [make_record(arm, seed) for seed in range(3) for arm in ARMS]
 
 
+def arms_of(records: list[Record]) -> Arms:
+    return collect(((f"record {n}", record) for n, record in enumerate(records)), "the records").arms
+
+
 def report(directory: Path, records: list[Record]) -> tuple[str, str]:
     markdown, html = write_report(save(directory, records))
     return markdown.read_text(), html.read_text()
 
 
-def test_summarise_matches_hand_worked_numbers():
-    # Deviations from 4 are -2, 0, 2: variance 8 / 2, std 2.
-    assert summarise([2.0, 4.0, 6.0]) == (3, 4.0, 2.0, 2.0, 6.0)
-    assert summarise([0.5]) == (1, 0.5, None, 0.5, 0.5)
-    with pytest.raises(ValueError, match="empty"):
-        summarise([])
+def test_mean_and_std_match_hand_worked_numbers():
+    # Deviations from 0.4 are -0.2, 0, 0.2: variance 0.08 / 2, std 0.2.
+    assert mean_and_std([0.2, 0.4, 0.6]) == ("40.00", "20.00")
+    assert mean_and_std([2.0, 4.0, 6.0], "{:.1f}".format) == ("4.0", "2.0")
+    assert mean_and_std([0.5]) == ("50.00", "n/a")
+    assert mean_and_std([]) == ("n/a", "n/a")
 
 
 def test_paired_matches_hand_worked_numbers():
@@ -178,6 +188,18 @@ def test_report_shows_arms_numbers_and_facts(tmp_path, records):
     ]
 
 
+def test_a_classification_needs_nothing_of_endoscopy(tmp_path):
+    code = """
+        import sys
+        sys.modules |= dict.fromkeys(("pyarrow", "array_record", "experiments.report.polyps"))  # cannot be imported
+        from experiments.report.__main__ import main
+        main(sys.argv[1:])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(save(tmp_path, [make_record("baseline", 0, 1)]))]
+    subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
+    assert (tmp_path / "report.html").exists()
+
+
 def test_html_is_self_contained(tmp_path, records):
     _, html = report(tmp_path, records)
     sources = re.findall(r'src="([^"]*)"', html)
@@ -205,10 +227,14 @@ def test_figures_leave_the_settings_of_matplotlib_alone(tmp_path, records):
 def test_html_escapes_what_the_records_say(tmp_path, records):
     for record in records:
         record["facts"]["command"] = "run <script>alert(1)</script> a|b"
+        record["arm"] = record["arm"].replace("se", "s<b>|e")
     markdown, html = report(tmp_path, records)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "a\\|b" in markdown
+    assert "s<b>" not in html
+    assert "s&lt;b&gt;|e" in html
+    assert "\n| s<b>\\|e | 3 |" in markdown
 
 
 def test_one_seed(tmp_path):
@@ -257,7 +283,7 @@ def test_differing_runs_are_warned_about(tmp_path, records):
     records[4]["gates"][LAYERS[0]][0] = float("nan")
     markdown, html = report(tmp_path, records)
     for text in (
-        "Arm fsg: configuration key optimiser.learning_rate differs between seeds: 0.2 or 0.1.",
+        "Arm fsg: configuration key optimiser.learning_rate differs between runs: 0.2 or 0.1.",
         "different experiments: synthetic (11 runs); other (1 run)",
         "The runs differ in commit: abc123 (11 runs); def456 (1 run)",
         "1 of 12 runs were made with uncommitted changes",
@@ -270,18 +296,14 @@ def test_differing_runs_are_warned_about(tmp_path, records):
 
 def test_compare_finds_exactly_what_differs(records):
     records[0]["config"]["only_here"] = True
-    diff = compare(group(records))
-    assert diff.seed_keys == ["seed"]
+    diff = compare(arms_of(records))
+    assert diff.per_run == ["seed"]
     assert diff.shared["model.width"] == "[64, 128]"
     assert diff.between_arms == {
         "model.gate.kind": {arm: f'"{arm}"' for arm in ARMS},
         "only_here": {arm: "true or (absent)" if arm == "fsg" else "(absent)" for arm in ARMS},
     }
-    assert diff.between_seeds == {("fsg", "only_here"): ["true", "(absent)"]}
-
-
-def test_flatten():
-    assert flatten({"a": {"b": 1, "c": {}}, "d": [2, {"e": 3}]}) == {"a.b": 1, "a.c": {}, "d": [2, {"e": 3}]}
+    assert diff.within_arms == {("fsg", "only_here"): ["true", "(absent)"]}
 
 
 def test_curve_averages_the_seeds_that_have_the_value():
@@ -296,12 +318,12 @@ def test_curve_averages_the_seeds_that_have_the_value():
 
 
 def test_gates_are_pooled_over_seeds(records):
-    arms = group(records)
+    arms = arms_of(records)
     pooled = final_gates(arms)
     assert list(pooled) == list(LAYERS)
     assert {arm: values.size for arm, values in pooled[LAYERS[1]].items()} == {"fsg": 96, "fsg_gr": 96}
-    layers, epochs, grid = mean_gates(arms["fsg"].values())
-    expected = np.mean([np.mean(record["gates"][LAYERS[0]]) for record in arms["fsg"].values()])
+    layers, epochs, grid = mean_gates(arms["fsg"])
+    expected = np.mean([np.mean(record["gates"][LAYERS[0]]) for record in arms["fsg"]])
     assert (layers, epochs) == (list(LAYERS), [1, 2, 3, 4])
     np.testing.assert_allclose(grid[0], expected / np.arange(1, 5))
     assert list(histograms(arms)) == list(LAYERS)
@@ -311,7 +333,7 @@ def test_gates_are_pooled_over_seeds(records):
 def test_histogram_bars_sum_to_one(records):
     for record in records:
         record["gates"] = {layer: [0.5] * len(values) for layer, values in record["gates"].items()}
-    axes = histograms(group(records))[LAYERS[0]].axes[0]
+    axes = histograms(arms_of(records))[LAYERS[0]].axes[0]
     outlines = [patch for patch in axes.patches if not patch.get_fill()]
     assert [patch.get_data().values.sum() for patch in outlines] == pytest.approx([1.0, 1.0])
 
@@ -323,15 +345,15 @@ def edited(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"arm": "fsg", ', r"results\.jsonl, line 2: not valid JSON"),
-        ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "line 2: not valid JSON"),
-        ("[1]", "line 2: found list, expected a JSON object"),
-        (edited(arm=None), "line 2: arm is missing, expected str"),
-        (edited(seed="0"), "line 2: seed is '0', expected int"),
-        (edited(test={"accuracy": 61.0}), r"line 2: test\.accuracy is 61\.0, expected a number in \[0, 1\]"),
-        (edited(history=[{"step": 1}]), "line 2: history row .* has no epoch"),
-        (edited(gates={"stage1": 0.5}), "line 2: gates of stage1 are 0.5, expected a list"),
-        (edited(arm="baseline"), "lines 1 and 2 both hold a finished run of arm 'baseline', seed 0"),
+        ('{"arm": "fsg", ', r"results\.jsonl, line 2: expected JSON, found "),
+        ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "line 2: expected JSON, found "),
+        ("[1]", "line 2: expected a JSON object, found list"),
+        (edited(arm=None), "line 2, arm: expected str, found nothing"),
+        (edited(seed="0"), "line 2, seed: expected int, found '0'"),
+        (edited(test={"accuracy": 61.0}), r"line 2, test\.accuracy: expected a number in \[0, 1\], found 61\.0"),
+        (edited(history=[{"step": 1}]), "line 2, history: expected rows with an epoch number, found {"),
+        (edited(gates={"stage1": 0.5}), "line 2, gates of stage1: expected a list, found 0.5"),
+        (edited(arm="baseline"), "line 2: expected one finished run of baseline seed 0, found another in .*, line 1"),
     ],
 )
 def test_bad_lines_name_the_file_and_the_line(tmp_path, line, message):
@@ -341,16 +363,34 @@ def test_bad_lines_name_the_file_and_the_line(tmp_path, line, message):
         load(tmp_path)
 
 
+def test_runs_of_two_kinds_are_refused(tmp_path):
+    polyps = make_record("fsg", 0) | {"streams": ["rgb"], "fold": 0, "synthetic": True, "data": {}, "split": {}}
+    save(tmp_path, [make_record("baseline", 0), polyps | {"predictions": "p.parquet"}])
+    with pytest.raises(RecordsError, match="expected runs of one kind, found classification and polyp sizing"):
+        load(tmp_path)
+
+
+def test_unfinished_records_may_hold_anything(tmp_path, records):
+    odd = [{"arm": 3, "streams": None, "seed": [], "status": 1}, {"arm": "x", "streams": ["a", 1], "fold": {}}]
+    markdown, _ = report(tmp_path, [*records, *odd])
+    assert (
+        "2 of the records are not finished and left out: 3 seed [] (1), x · a + 1 fold {} seed ? (no status)."
+        in markdown
+    )
+
+
 def test_no_finished_run_is_an_error(tmp_path):
     save(tmp_path, [{"arm": "fsg", "seed": 0, "status": "failed"}])
-    with pytest.raises(RecordsError, match=r"found no finished run \(1 unfinished\)"):
+    with pytest.raises(RecordsError, match=r"expected a finished run, found none \(1 unfinished\)"):
         write_report(tmp_path)
-    with pytest.raises(RecordsError, match="no finished record"):
+    with pytest.raises(RecordsError, match="expected a finished run, found none"):
         summary_table([])
 
 
 def test_summary_table_rejects_duplicates(records):
-    with pytest.raises(RecordsError, match="two finished records of arm 'fsg', seed 0"):
+    with pytest.raises(
+        RecordsError, match="record 13: expected one finished run of fsg seed 0, found another in record 1"
+    ):
         summary_table([*records, copy.deepcopy(records[0])])
 
 
@@ -362,10 +402,20 @@ def test_a_failed_run_does_not_clash_with_its_repetition(tmp_path):
 
 def test_command_writes_to_out_and_prints_the_paths(tmp_path, records, capsys):
     out = tmp_path / "new" / "folder"
-    assert main([str(save(tmp_path, records)), "--out", str(out)]) == 0
+    main([str(save(tmp_path, records)), "--out", str(out)])
     assert capsys.readouterr().out.split() == [str(out / "report.md"), str(out / "report.html")]
     assert (out / "report.html").stat().st_size > 10_000
     assert not (tmp_path / "report.md").exists()
+
+
+def fails(args: list[str], capsys) -> str:
+    """What the command prints on stderr before it exits with 2."""
+    with pytest.raises(SystemExit) as exit:
+        run_main(lambda: main(args))
+    assert exit.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
 
 
 @pytest.mark.parametrize("missing", ["directory", "file"])
@@ -373,14 +423,57 @@ def test_command_says_in_one_line_what_is_missing(tmp_path, capsys, missing):
     path = tmp_path / "nowhere" if missing == "directory" else tmp_path
     with pytest.raises(FileNotFoundError):
         write_report(path)
-    assert main([str(path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert str(path) in captured.err
-    assert captured.out == ""
+    error = fails([str(path)], capsys)
+    assert error.count("\n") == 1
+    assert str(path) in error
 
 
 def test_command_says_in_one_line_what_is_corrupt(tmp_path, capsys):
     (tmp_path / "results.jsonl").write_text("{\n")
-    assert main([str(tmp_path)]) == 2
-    assert "results.jsonl, line 1: not valid JSON" in capsys.readouterr().err
+    assert "results.jsonl, line 1: expected JSON, found " in fails([str(tmp_path)], capsys)
+
+
+def trial(number: int, state: str, value: float | None, metric: str = "accuracy") -> dict:
+    seeds = [] if value is None else [{"last": value, "epochs": 5}]
+    return {
+        "trial": number,
+        "state": state,
+        "validation": value if state == "finished" else None,
+        "metric": metric,
+        "reason": "" if state == "finished" else "why",
+        "seconds": 12.3,
+        "values": {"optimizer.learning_rate": 0.01},
+        "seeds": seeds,
+    }
+
+
+@pytest.mark.parametrize(
+    ("trials", "smallest", "texts"),
+    [
+        (
+            [trial(0, "finished", 0.5), trial(1, "pruned", 0.6), trial(2, "failed", None), trial(3, "finished", 0.7)],
+            False,
+            (
+                "4 trials (2 finished, 1 pruned, 1 failed), 1 seed of at most",
+                "| 3 | 70.00 | +20.00 | 70.00 | 5 | finished | 0.01 | 12 |\n| 0 | 50.00 |  | 50.00 | 5 |",
+                "| 1 | (60.00) |  | 60.00 | 5 | pruned | 0.01 | 12 |\n| 2 |  |  |  |  | failed | 0.01 | 12 |\n\n",
+                "\n- Trial 1: why\n- Trial 2: why\n\nTrial 3 is the best of 2 that finished and 4 tried: 70.00, +20.00",
+                "one standard error of it is 3.24.",  # sqrt(0.7 * 0.3 / 200)
+                "```\npython -m experiments.ablate digits --seeds 3 --arms baseline fsg --out runs/digits_tuned --opt",
+            ),
+        ),
+        ([trial(0, "finished", 0.5), trial(1, "finished", 0.5)], False, ("None of 2 trials was better on",)),
+        ([trial(0, "failed", None)], False, ("- Trial 0: why\n\nNo trial has finished.\n",)),
+        (
+            [trial(0, "finished", 2.5, "mae"), trial(1, "finished", 2.0, "mae")],
+            True,
+            ("Trial 1 is the best of 2 that finished and 2 tried: 2.0000, -0.5000 to trial 0",),
+        ),
+    ],
+)
+def test_report_of_a_search(tmp_path, trials, smallest, texts):
+    trial_report.write_report(tmp_path, CONFIGS["digits"][0], "fsg", 1, trials, smallest=smallest)
+    found = (tmp_path / "tune.md").read_text()
+    assert all(text in found for text in texts), found
+    assert ("standard error" in found) == (len(trials) == 4)
+    assert max(map(len, found.split("```")[0].rpartition("\n\nTrial")[2].splitlines())) <= 120

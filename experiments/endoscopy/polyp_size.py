@@ -17,8 +17,8 @@ from experiments.config import ARMS
 from experiments.configs import polyp_phantom, polyp_size
 from experiments.endoscopy import cohort as data
 from experiments.endoscopy.polyp_config import PolypExperiment
-from experiments.endoscopy.polyp_report import write_report
 from experiments.errors import BusyError, NotFiniteError, UserError, run_main
+from experiments.report import write_report
 from experiments.tasks import make_task
 from experiments.train import train
 

@@ -1,7 +1,6 @@
-"""The report of an ablation: statistics, figures and run facts from `results.jsonl`."""
+"""The report of an experiment: statistics, figures and how it was run, from `results.jsonl`."""
 
-from experiments.report.records import RecordsError
-from experiments.report.render import write_report
-from experiments.report.tables import summary_table
+from experiments.report.pages import summary_table, write_report
+from experiments.report.results_file import RecordsError
 
 __all__ = ["RecordsError", "summary_table", "write_report"]

@@ -1,27 +1,18 @@
-"""`python -m experiments.report DIR [--out OUT]`: write report.md and report.html from DIR/results.jsonl."""
+"""`python -m experiments.report DIR [--out OUT]`: writes report.md and report.html from DIR/results.jsonl."""
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.report.command import run_report
-from experiments.report.render import write_report
+import tyro
 
-
-def _report(directory: Path, /, out: Path | None = None) -> tuple[Path, Path]:
-    """Write report.md and report.html from the results.jsonl of a directory.
-
-    Args:
-        directory: Holds results.jsonl, one JSON record per run.
-        out: Where the report goes; beside results.jsonl by default.
-    """
-    return write_report(directory, out)
+from experiments.errors import run_main
+from experiments.report.pages import write_report
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 after one line on stderr when the input cannot be used."""
-    return run_report(_report, "python -m experiments.report", args)
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command and prints the paths of the pages."""
+    for path in tyro.cli(write_report, args=args, prog="python -m experiments.report"):
+        print(path)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -1,54 +1,99 @@
-"""Templates to pages: report.md and the self-contained report.html."""
+"""The report as Markdown (tables) and as one self-contained HTML page (tables and figures)."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-_SHARED = Path(__file__).parent
+from experiments.report import accuracy, run_info
+from experiments.report.config_diff import compare
+from experiments.report.figures import colours, data_uri
+from experiments.report.results_file import Record, Results, collect, load
+from experiments.report.training_plots import heatmaps, histograms
+from fsg_jax._checks import check_integer
+from fsg_jax._files import write_text
+
+PAGES = ("report.md", "report.html")
 
 
-def write_pages(
-    templates: Path, content: Mapping[str, Any], figures: Mapping[str, Any], target: Path
-) -> tuple[Path, Path]:
-    """Render template.md.j2 and template.html.j2 into `target`, made if missing; return the two paths.
+def write_report(directory: Path, /, out: Path | None = None, *, resamples: int = 1000) -> list[Path]:
+    """Writes report.md and report.html from the results.jsonl of a directory; returns their paths.
 
     Args:
-        templates: Directory of the templates; they may include the files beside this module, too.
-        content: Variables of both templates.
-        figures: Further variables of the HTML template.
-        target: Directory of the report.
+        directory: Holds results.jsonl, one JSON record per run, and the predictions it names, if any.
+        out: Where the report goes; made if missing; beside results.jsonl by default.
+        resamples: Of the bootstrap over polyps, 1 or more.
+
+    Raises:
+        FileNotFoundError: The directory, results.jsonl or a file of predictions is missing.
+        RecordsError: A file cannot be used; the message names it, and the line.
     """
-    texts = {
-        "report.md": _environment(templates, autoescape=False).get_template("template.md.j2").render(content),
-        "report.html": _environment(templates, autoescape=True)
-        .get_template("template.html.j2")
-        .render(content, **figures),
-    }
-    target.mkdir(parents=True, exist_ok=True)
+    check_integer("resamples", resamples, 1)
+    directory, out = Path(directory), Path(out or directory)
+    results = load(directory)
+    if results.polyps:
+        from experiments.report import polyps  # needs pyarrow
+
+        template, section = "polyps", polyps.content(directory, results, resamples)
+    else:
+        template, section = "accuracy", accuracy.content(results)
+    content = _frame(results, section.pop("warnings")) | section
+    texts = {name: render(f"{template}{Path(name).suffix}.j2", content) for name in PAGES}
+    out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        _write(target / name, text)
-    return target / "report.md", target / "report.html"
+        write_text(out / name, text)
+    return [out / name for name in texts]
 
 
-def _environment(templates: Path, autoescape: bool) -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader([templates, _SHARED]),
+def summary_table(records: Iterable[Record]) -> str:
+    """The arms in a few numbers, in Markdown; records that are not finished are left out.
+
+    Of a classification: arm, n, test accuracy mean ± std, paired difference to the baseline [95 % CI], p. Of polyp
+    sizing: arm, runs, mean ± std of test metrics over the runs.
+
+    Raises:
+        RecordsError: No record is finished, two are of one run, or one is damaged.
+    """
+    results = collect(((f"record {number}", record) for number, record in enumerate(records, 1)), "the records")
+    if results.polyps:
+        from experiments.report import polyps
+
+        return polyps.summary(results.arms).markdown()
+    return accuracy.summary(results.arms).markdown()
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """A template beside this module, filled; HTML is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
-        autoescape=autoescape,
+        autoescape=template.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["data_uri"] = data_uri
+    return environment.get_template(template).render(content)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write through a temporary file beside it, so that a reader never sees half a report."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _frame(results: Results, warnings: Iterable[str]) -> dict[str, Any]:
+    """Variables of any report."""
+    arms, records = results.arms, results.finished
+    diff = compare(arms)
+    return {
+        "title": " and ".join(dict.fromkeys(record["experiment"] for record in records)),
+        "arms": list(arms),
+        "runs": len(records),
+        "pooled": "folds and seeds" if results.polyps else "seeds",
+        "seeds": sorted({record["seed"] for record in records}),
+        "warnings": [*warnings, *run_info.warnings(results, diff)],
+        "colours": colours(arms),
+        "gated": [arm for arm, runs in arms.items() if any(record["gates"] for record in runs)],
+        "histograms": histograms(arms),
+        "heatmaps": heatmaps(arms),
+        "arm_info": run_info.arm_table(arms),
+        "run_info": run_info.run_table(records),
+        "arm_config": diff.arm_table(arms),
+        "shared_config": diff.shared_table(),
+    }

@@ -1,23 +1,13 @@
-"""Statistics over seeds: summaries and paired differences to the baseline."""
+"""Paired differences to the baseline over seeds, with their t test."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 SPREAD = 1e-9
 """Differences within this are equal; one example of a million moves the accuracy by 1e-6."""
-
-
-class Summary(NamedTuple):
-    """Summary of a sample; `std` has ddof=1 and is None for fewer than two values."""
-
-    n: int
-    mean: float
-    std: float | None
-    minimum: float
-    maximum: float
 
 
 class Paired(NamedTuple):
@@ -27,27 +17,14 @@ class Paired(NamedTuple):
     and `note` then says why.
     """
 
-    differences: dict[int, float]
+    differences: dict[Any, float]
     mean: float | None
     interval: tuple[float, float] | None
     p_value: float | None
     note: str
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Count, mean, sample standard deviation (ddof=1), minimum and maximum.
-
-    Raises:
-        ValueError: `values` is empty.
-    """
-    if not values:
-        raise ValueError("values is empty, expected one or more numbers")
-    sample = np.asarray(values, dtype=float)
-    std = float(sample.std(ddof=1)) if sample.size > 1 else None
-    return Summary(sample.size, float(sample.mean()), std, float(sample.min()), float(sample.max()))
-
-
-def paired(treatment: Mapping[int, float], control: Mapping[int, float], confidence: float = 0.95) -> Paired:
+def paired(treatment: Mapping[Any, float], control: Mapping[Any, float], confidence: float = 0.95) -> Paired:
     """Paired t test by seed: mean(d) ± t_{n-1} · std(d) / sqrt(n), d_s = treatment_s - control_s.
 
     Args:

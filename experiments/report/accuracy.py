@@ -1,0 +1,125 @@
+"""The section of a classification: accuracies in %, paired differences to the baseline in percentage points."""
+
+from collections.abc import Callable, Iterable, Iterator
+from math import nan
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.report.figures import Difference, colours, forest
+from experiments.report.results_file import BASELINE, Arms, Record, Results
+from experiments.report.statistics import Paired, paired
+from experiments.report.text_table import NOT_AVAILABLE, Table, mean_and_std, percent, points
+from experiments.report.training_plots import learning_curves
+
+SPLITS = ("test", "validation")
+CURVES = {"val_accuracy": ("validation accuracy, %", 100.0), "train_loss": ("training loss", 1.0)}
+
+
+def content(results: Results) -> dict[str, Any]:
+    """Variables of the templates ``accuracy``; ``warnings`` are those of this section."""
+    arms = results.arms
+    pairs = {split: pair_with_baseline(arms, split) for split in SPLITS}
+    return {
+        "summary": summary(arms),
+        "accuracy": {split: accuracy_table(arms, split) for split in SPLITS},
+        "by_seed": by_seed(arms, pairs["test"]),
+        "pairs": pairs,
+        "differences": {split: difference_table(found) for split, found in pairs.items()},
+        "difference_plot": _difference_plot(pairs["test"], colours(arms)),
+        "curves": learning_curves(arms, CURVES),
+        "warnings": list(_missing_seeds(arms)),
+    }
+
+
+def accuracies(records: Iterable[Record], split: str) -> dict[int, float]:
+    """Accuracy in [0, 1] by seed; `split` is "test" or "validation"."""
+    return {record["seed"]: float(record[split]["accuracy"]) for record in records}
+
+
+def pair_with_baseline(arms: Arms, split: str) -> dict[str, Paired]:
+    """Paired differences to the baseline for every other arm; empty when there is no baseline."""
+    if BASELINE not in arms:
+        return {}
+    control = accuracies(arms[BASELINE], split)
+    return {arm: paired(accuracies(records, split), control) for arm, records in arms.items() if arm != BASELINE}
+
+
+def summary(arms: Arms) -> Table:
+    """Test accuracy and paired difference to the baseline, one row per arm."""
+    pairs = pair_with_baseline(arms, "test")
+    rows = []
+    for arm, records in arms.items():
+        values = list(accuracies(records, "test").values())
+        difference, p = ("reference", "") if arm == BASELINE else (NOT_AVAILABLE, NOT_AVAILABLE)
+        if arm in pairs and pairs[arm].mean is not None:
+            interval = _interval(pairs[arm]) if pairs[arm].interval else f"[{NOT_AVAILABLE}]"
+            difference, p = f"{_shown(pairs[arm].mean, points)} {interval}", _p_value(pairs[arm])
+        rows.append((arm, str(len(values)), " ± ".join(mean_and_std(values)), difference, p))
+    return Table(("arm", "n", "test accuracy, %", "difference [95 % CI], points", "p"), rows)
+
+
+def accuracy_table(arms: Arms, split: str) -> Table:
+    """Mean, standard deviation (ddof=1), n and range of the accuracy, one row per arm."""
+    rows = []
+    for arm, records in arms.items():
+        values = list(accuracies(records, split).values())
+        extent = f"{percent(min(values))} .. {percent(max(values))}"
+        rows.append((arm, str(len(values)), *mean_and_std(values), extent))
+    return Table(("arm", "n", "mean, %", "std", "min .. max"), rows)
+
+
+def by_seed(arms: Arms, pairs: dict[str, Paired]) -> Table:
+    """Test accuracy of every run with its difference to the baseline of the same seed, one row per seed."""
+    values = {arm: accuracies(records, "test") for arm, records in arms.items()}
+    rows = []
+    for seed in sorted(_seeds(arms)):
+        cells = [percent(found[seed]) if seed in found else "missing" for found in values.values()]
+        for place, arm in enumerate(arms):
+            if arm in pairs and seed in pairs[arm].differences:
+                cells[place] += f" ({points(pairs[arm].differences[seed])})"
+        rows.append((str(seed), *cells))
+    return Table(("seed", *arms), rows)
+
+
+def difference_table(pairs: dict[str, Paired]) -> Table:
+    """Pairs, mean difference, 95 % interval and p-value, one row per arm."""
+    rows = [
+        (arm, str(len(p.differences)), _shown(p.mean, points), _interval(p), _p_value(p)) for arm, p in pairs.items()
+    ]
+    return Table(("arm", "pairs", "mean, points", "95 % interval", "p"), rows)
+
+
+def _difference_plot(pairs: dict[str, Paired], palette: dict[str, str]) -> Figure | None:
+    rows = {
+        arm: Difference(pair.mean, *(pair.interval or (nan, nan)), palette[arm], list(pair.differences.values()))
+        for arm, pair in pairs.items()
+        if pair.mean is not None
+    }
+    return forest(rows, "difference to the baseline, percentage points", 100)
+
+
+def _missing_seeds(arms: Arms) -> Iterator[str]:
+    if BASELINE not in arms:
+        yield "No run of the baseline is finished, so there are no differences to it."
+    for arm, records in arms.items():
+        if missing := _seeds(arms) - accuracies(records, "test").keys():
+            listed = ", ".join(map(str, sorted(missing)))
+            yield f"Arm {arm} has no finished run of seed {listed}; pairs use the seeds both arms have."
+
+
+def _seeds(arms: Arms) -> set[int]:
+    return {record["seed"] for records in arms.values() for record in records}
+
+
+def _shown(value: float | None, form: Callable[[float], str]) -> str:
+    return NOT_AVAILABLE if value is None else form(value)
+
+
+def _interval(pair: Paired) -> str:
+    return f"[{points(pair.interval[0])}, {points(pair.interval[1])}]" if pair.interval else NOT_AVAILABLE
+
+
+def _p_value(pair: Paired) -> str:
+    """Three decimals, "<0.001" below."""
+    return _shown(pair.p_value, lambda p: "<0.001" if p < 0.001 else f"{p:.3f}")
