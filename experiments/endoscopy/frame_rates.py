@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from experiments.errors import UserError, run_main
-from fsg_jax.endoscopy.frames.cache import CachedSource
+from fsg_jax.endoscopy.frames.frame_cache import CachedSource
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.schema import read_index
 
