@@ -13,7 +13,7 @@ import pytest
 from experiments.endoscopy.cache import main
 from experiments.endoscopy.frame_rates import main as frame_rates
 from experiments.endoscopy.frame_rates import measure_frame_rate
-from fsg_jax._files import lock
+from fsg_jax._files import BusyError, lock
 from fsg_jax.endoscopy.frames.frame_cache import CachedSource, CacheError, build_cache
 from fsg_jax.endoscopy.frames.source import FrameError, FrameSource
 from fsg_jax.endoscopy.index.schema import write_index
@@ -77,7 +77,7 @@ def test_a_build_that_failed_keeps_its_shards_and_goes_on(source, tmp_path):
     os.utime(broken, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(FrameError, match=r"frame_4\.jpg"):
         build_cache(source, tmp_path / "c", shard_size=3)
-    with pytest.raises(CacheError, match="2 of 3 shards are missing; run the same build again"):
+    with pytest.raises(CacheError, match="2 of 3 shards are missing; run the build again"):
         CachedSource(tmp_path / "c")
     first = (tmp_path / "c/shard-00000.arrayrecord").stat().st_mtime_ns
     broken.write_bytes(content)
@@ -91,7 +91,7 @@ def test_a_build_that_failed_keeps_its_shards_and_goes_on(source, tmp_path):
 
 
 def test_one_process_builds_at_a_time(cache, source):
-    with lock(cache / "lock"), pytest.raises(CacheError, match="another process that builds there"):
+    with lock(cache / "lock"), pytest.raises(BusyError, match="cache is in use by another process"):
         build_cache(source, cache, shard_size=3)
     build_cache(source, cache, shard_size=3)
 

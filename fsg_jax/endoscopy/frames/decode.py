@@ -71,8 +71,8 @@ def open_image(path: Path, remedy: str) -> Iterator[Any]:
 def check_image(path: Path, image: Any, shape: tuple[int, int], remedy: str) -> None:
     """Raises `FrameError` unless ``image`` has the (width, height) ``shape`` and 8 bits a channel or fewer."""
     if image.size != shape:
-        found, expected = "x".join(map(str, image.size)), "x".join(map(str, shape))
-        raise FrameError(f"{path}: expected {expected} pixels as in the index, found {found}; {remedy}")
+        sizes = f"expected {shape[0]}x{shape[1]} pixels as in the index, found {image.width}x{image.height}"
+        raise FrameError(f"{path}: {sizes}; {remedy}")
     if image.mode.startswith(("I", "F")):
         raise FrameError(f"{path}: expected 8 bits a channel, found pixels of mode {image.mode}; {remedy}")
 

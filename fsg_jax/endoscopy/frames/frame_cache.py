@@ -13,7 +13,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 
 from fsg_jax._checks import check_choice, check_integer
-from fsg_jax._files import TEMPORARY, BusyError, lock, replacing, write_json
+from fsg_jax._files import TEMPORARY, lock, replacing, write_json
 from fsg_jax.data.extras import import_extra
 from fsg_jax.endoscopy.frames.source import FrameError, FrameSource, check_row
 from fsg_jax.endoscopy.readers.records import decode_example, encode_example
@@ -23,7 +23,7 @@ _FILES = "files.npy"
 """Size and mtime (ns) of the frame, and of the depth map, behind every row."""
 _FORMAT = 1
 _IN_EXAMPLES = ("dataset", "image_path", "shape", "box", "size_mm")
-_OPTIONS = {"none": "uncompressed", "snappy": "snappy", "zstd": "zstd:1"}
+_OPTIONS = {"none": "group_size:1,uncompressed", "snappy": "group_size:1,snappy", "zstd": "group_size:1,zstd:1"}
 _SHARDS, _SMALLEST = 256, 256
 _AHEAD = 8
 """Examples a thread that are decoded before the first of them is written; they are held in memory."""
@@ -31,7 +31,7 @@ _REMEDY = "build the cache again"
 
 
 class CacheError(ValueError):
-    """A cache is unfinished, stale or damaged, or its folder is taken."""
+    """A cache is unfinished, stale or damaged, or its folder holds something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +76,7 @@ class CachedSource:
         self.size = self.manifest.size
         self._shards = self.manifest.shards(self.directory)
         if missing := sum(not path.exists() for path in self._shards):
-            raise CacheError(
-                f"{directory}: {missing} of {len(self._shards)} shards are missing; run the same build again"
-            )
+            raise CacheError(f"{directory}: {missing} of {len(self._shards)} shards are missing; run the build again")
         if source is not None:
             here = _describe(source, self.manifest.shard_size, self.manifest.compression)
             _check_same(self.directory, source, *here, remedy=_REMEDY)
@@ -144,7 +142,8 @@ def build_cache(
       on_row: called with the number of rows done since the last call.
 
     Raises:
-      CacheError: ``directory`` holds other examples (the message says what differs), or another process builds there.
+      BusyError: another process builds there.
+      CacheError: ``directory`` holds other examples (the message says what differs) or files that are no cache's.
       FrameError: a frame or depth map cannot be read. The finished shards stay.
       ValueError: ``workers`` or ``shard_size`` is below 1, or ``compression`` is unknown.
     """
@@ -154,11 +153,7 @@ def build_cache(
     check_choice("compression", compression, _OPTIONS)
     manifest, files = _describe(source, shard_size, compression)
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        held = lock(directory / _LOCK)
-    except BusyError as error:
-        raise CacheError(f"{directory}: expected no other writer, found another process that builds there") from error
-    with held, ThreadPoolExecutor(workers) as pool:
+    with lock(directory / _LOCK), ThreadPoolExecutor(workers) as pool:
         _enter(source, directory, manifest, files)
         todo = {path: rows for path, rows in manifest.shards(directory).items() if not path.exists()}
         on_row(manifest.rows - sum(map(len, todo.values())))
@@ -193,10 +188,12 @@ def _check_same(directory: Path, source: FrameSource, here: Manifest, files: np.
     """Raises `CacheError`, which says what differs, unless the cache in ``directory`` is that of the description."""
     there = dataclasses.asdict(read_manifest(directory))
     differ = {name: value for name, value in dataclasses.asdict(here).items() if value != there[name]}
-    found = [f"{name} {there[name]} (here {value})" for name, value in differ.items() if name != "rows_sha256"]
-    if not found and differ:
-        found = ["other frames, boxes or sizes in the rows of the index"]
-    if found := ", ".join(found) or _changed(directory, source, files):
+    settings = [f"{name} {there[name]} (here {value})" for name, value in differ.items() if name != "rows_sha256"]
+    if differ:
+        found = ", ".join(settings) or "other frames, boxes or sizes in the rows of the index"
+    else:
+        found = _changed(directory, source, files)
+    if found:
         raise CacheError(f"{directory}: expected the cache of these examples, found one with {found}; {remedy}")
 
 
@@ -239,10 +236,9 @@ def _encoded(source: FrameSource, rows: range, pool: ThreadPoolExecutor, ahead: 
 @contextmanager
 def _writer(path: Path, compression: str) -> Iterator[Any]:
     """Gives a writer of a shard, which appears under its name when it is whole."""
-    module = import_extra("array_record.python.array_record_module", "endoscopy")
-    options = f"group_size:1,{_OPTIONS[compression]}"
+    make_writer = import_extra("array_record.python.array_record_module", "endoscopy").ArrayRecordWriter
     try:
-        with replacing(path) as temporary, closing(module.ArrayRecordWriter(str(temporary), options)) as writer:
+        with replacing(path) as temporary, closing(make_writer(str(temporary), _OPTIONS[compression])) as writer:
             yield writer
     except RuntimeError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error

@@ -67,8 +67,9 @@ class FrameSource:
         if missing := [name for name in self.datasets if name not in roots]:
             raise ValueError(f"roots: expected the folder of every dataset, found none for {missing}")
         self.roots = {name: Path(roots[name]) for name in self.datasets}
-        has_info = depth_root is not None and (depth_root / DEPTH_INFO).exists()
-        self.farther = has_info and read_depth_info(depth_root).larger_is == "farther"
+        self.farther = False
+        if depth_root is not None and (depth_root / DEPTH_INFO).exists():
+            self.farther = read_depth_info(depth_root).larger_is == "farther"
         self.columns = {"dataset": codes.astype(np.int16)} | _columns(table)
 
     def __len__(self) -> int:
@@ -108,12 +109,12 @@ class FrameSource:
         return mask.astype(np.float32) / np.float32(255)
 
     def _names(self, row: SupportsIndex, column: str) -> tuple[str, str]:
-        """Dataset and text of a column."""
+        """Returns the dataset of a row and the text in one of its columns."""
         index = check_row(row, len(self))
         return self.datasets[self.columns["dataset"][index]], bytes(self.columns[column][index]).decode()
 
     def _geometry(self, row: SupportsIndex) -> tuple[tuple[int, int], Placement]:
-        """Width and height of the frame, and where it lies in an example."""
+        """Returns width and height of a row's frame, and where it lies in the example."""
         width, height = self.columns["shape"][row].tolist()
         return (width, height), place_frame(width, height, self.size, keep_aspect=self.keep_aspect)
 

@@ -68,8 +68,8 @@ def bootstrap(
     groups = list(group_rows(polyp, *arrays).values())
     value = np.asarray(metric(*arrays), np.float64)
     if len(groups) < 2:
-        missing = np.full(value.shape, np.nan)
-        return Interval(value[()], missing[()], missing[()])
+        missing = np.full(value.shape, np.nan)[()]
+        return Interval(value[()], missing, missing)
 
     def statistic(drawn: np.ndarray) -> np.ndarray:
         rows = np.concatenate([groups[index] for index in drawn])

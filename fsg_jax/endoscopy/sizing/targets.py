@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, unit_to_mm, widen
 from fsg_jax.endoscopy.sizing.size_losses import ordinal_loss, size_cross_entropy, weighted_regression_loss
 from fsg_jax.typing import AnyArray, Loss
 
-Decode = Callable[[AnyArray], dict[str, Array]]
+Clamp: TypeAlias = tuple[float, float] | None
+Decode: TypeAlias = Callable[[AnyArray], dict[str, Array]]
 
 TARGETS: dict[str, ClassScheme | None] = {"regression": None, **SCHEMES, "ordinal": TRI_CLASS}
 """The classes by the name of the target; a regression has none."""
@@ -43,11 +45,7 @@ class SizeTarget:
 
 
 def make_target(
-    name: str,
-    *,
-    loss: Loss | None = None,
-    gate_loss: Loss | None = None,
-    clamp_mm: tuple[float, float] | None = CLAMP_MM,
+    name: str, *, loss: Loss | None = None, gate_loss: Loss | None = None, clamp_mm: Clamp = CLAMP_MM
 ) -> SizeTarget:
     """Returns the target of that name: ``regression``, ``binary_10``, ``binary_5``, ``tri_class`` or ``ordinal``.
 
@@ -74,7 +72,7 @@ def make_target(
     return SizeTarget(name, num_outputs, loss, gate_loss or loss, decode, scheme)
 
 
-def _size(clamp_mm: tuple[float, float] | None, outputs: Float[AnyArray, "batch 1"]) -> dict[str, Array]:
+def _size(clamp_mm: Clamp, outputs: Float[AnyArray, "batch 1"]) -> dict[str, Array]:
     return {"predicted_mm": jnp.asarray(unit_to_mm(outputs[:, 0], clamp_mm))}
 
 
