@@ -24,7 +24,7 @@ from experiments.endoscopy.polyp_size import Args, schedule
 from experiments.errors import UserError
 from experiments.tasks import make_task
 from experiments.train import train
-from fsg_jax.endoscopy.frames.cache import build_cache
+from fsg_jax.endoscopy.frames.frame_cache import build_cache
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.folds import make_folds
 from fsg_jax.endoscopy.index.schema import read_index

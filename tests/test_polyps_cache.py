@@ -12,8 +12,8 @@ import pytest
 from experiments.endoscopy.cache import main
 from experiments.endoscopy.frame_rates import main as frame_rates
 from experiments.endoscopy.frame_rates import measure_frame_rate
-from fsg_jax.endoscopy.frames.cache import CachedSource, build_cache
-from fsg_jax.endoscopy.frames.cache_manifest import CacheError
+from fsg_jax._files import BusyError, lock
+from fsg_jax.endoscopy.frames.frame_cache import CachedSource, CacheError, build_cache
 from fsg_jax.endoscopy.frames.source import FrameError, FrameSource
 from fsg_jax.endoscopy.index.schema import write_index
 from tests.polyp_frames import make_set
@@ -56,7 +56,7 @@ def test_a_cache_gives_the_same_examples_bit_for_bit(source, tmp_path, compressi
     cached = CachedSource(tmp_path / "c", source)
     assert_same_examples(cached, source)
     assert_same_examples(pickle.loads(pickle.dumps(cached)), source)
-    with pytest.raises(IndexError, match="row is 7; expected 0 to 6"):
+    with pytest.raises(IndexError, match="row: expected 0 to 6, found 7"):
         cached[7]
 
 
@@ -76,7 +76,7 @@ def test_a_build_that_failed_keeps_its_shards_and_goes_on(source, tmp_path):
     os.utime(broken, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(FrameError, match=r"frame_4\.jpg"):
         build_cache(source, tmp_path / "c", shard_size=3)
-    with pytest.raises(CacheError, match="2 of 3 shards are missing; run the same build again"):
+    with pytest.raises(CacheError, match="2 of 3 shards are missing; run the build again"):
         CachedSource(tmp_path / "c")
     first = (tmp_path / "c/shard-00000.arrayrecord").stat().st_mtime_ns
     broken.write_bytes(content)
@@ -89,24 +89,51 @@ def test_a_build_that_failed_keeps_its_shards_and_goes_on(source, tmp_path):
     assert_same_examples(CachedSource(tmp_path / "c", source), source)
 
 
+def test_one_process_builds_at_a_time(cache, source):
+    with lock(cache / "lock"), pytest.raises(BusyError, match="cache is in use by another process"):
+        build_cache(source, cache, shard_size=3)
+    build_cache(source, cache, shard_size=3)
+
+
+def test_what_a_killed_build_leaves_is_no_hindrance(source, tmp_path):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for name in ("lock", "manifest.json.7.tmp", "files.npy"):  # killed before the manifest had its name
+        (folder / name).write_text("half")
+    build_cache(source, folder, shard_size=3)
+    (folder / "shard-00001.arrayrecord").rename(folder / "shard-00001.arrayrecord.7.tmp")
+    (folder / "shard-00002.arrayrecord").rename(folder / "shard-00002.arrayrecord.tmp")
+    build_cache(source, folder, shard_size=3)
+    assert not list(folder.glob("shard-*.tmp"))
+    assert_same_examples(CachedSource(folder, source), source)
+
+
+def test_a_cache_that_was_cut_off_from_its_list_of_files(cache, source):
+    np.save(cache / "fewer.npy", np.load(cache / "files.npy")[:3])
+    for content in (b"", (cache / "files.npy").read_bytes()[:150], (cache / "fewer.npy").read_bytes()):
+        (cache / "files.npy").write_bytes(content)
+        with pytest.raises(CacheError, match=r"cache: expected .* found one with a damaged files\.npy"):
+            CachedSource(cache, source)
+
+
 def _touch(path: Path):
     os.utime(path, ns=(0, 0))
 
 
 STALE = {
-    "size": (lambda s: setattr(s, "size", 32), "size is 24 there, 32 here"),
-    "aspect": (lambda s: setattr(s, "keep_aspect", False), "keep_aspect is True there, False here"),
-    "depth": (lambda s: setattr(s, "depth_root", None), "depth is True there, False here"),
+    "size": (lambda s: setattr(s, "size", 32), r"size 24 \(here 32\)"),
+    "aspect": (lambda s: setattr(s, "keep_aspect", False), r"keep_aspect True \(here False\)"),
+    "depth": (lambda s: setattr(s, "depth_root", None), r"depth True \(here False\)"),
     "box": (
         lambda s: s.columns["box"].__setitem__((3, 0), 1),
-        "the rows of the index have other frames, boxes or sizes now",
+        "other frames, boxes or sizes in the rows of the index",
     ),
     "size_mm": (
         lambda s: s.columns["size_mm"].__setitem__(0, 9),
-        "the rows of the index have other frames, boxes or sizes now",
+        "other frames, boxes or sizes in the rows of the index",
     ),
-    "frame": (lambda s: _touch(s.frame_path(5)), r"the files of 1 rows have changed since, the first .*frame_5\.jpg"),
-    "map": (lambda s: _touch(s.depth_path(6)), r"the files of 1 rows have changed since, the first .*frame_6\.jpg"),
+    "frame": (lambda s: _touch(s.frame_path(5)), r"files of 1 rows that have changed since, the first .*frame_5\.jpg"),
+    "map": (lambda s: _touch(s.depth_path(6)), r"files of 1 rows that have changed since, the first .*frame_6\.jpg"),
 }
 
 
@@ -114,7 +141,7 @@ STALE = {
 def test_a_stale_cache_is_refused_with_the_reason(cache, source, kind):
     change, reason = STALE[kind]
     change(source)
-    with pytest.raises(CacheError, match=f"cache is of other examples: {reason}"):
+    with pytest.raises(CacheError, match=f"expected the cache of these examples, found one with {reason}"):
         CachedSource(cache, source)
     with pytest.raises(CacheError, match=reason):
         build_cache(source, cache, shard_size=3)
@@ -122,9 +149,9 @@ def test_a_stale_cache_is_refused_with_the_reason(cache, source, kind):
 
 def test_another_number_of_rows_or_layout_is_refused(cache, source, tmp_path):
     table, roots = make_set(tmp_path / "frames", SHAPES[:2])
-    with pytest.raises(CacheError, match="rows is 7 there, 2 here"):
+    with pytest.raises(CacheError, match=r"found one with rows 7 \(here 2\)"):
         CachedSource(cache, FrameSource(table, roots, 24, keep_aspect=True, depth_root=source.depth_root))
-    with pytest.raises(CacheError, match="shard_size is 3 there, 256 here; compression is snappy there, none here"):
+    with pytest.raises(CacheError, match=r"shard_size 3 \(here 256\), compression snappy \(here none\); choose"):
         build_cache(source, cache, compression="none")
 
 
@@ -180,14 +207,15 @@ def test_folders_that_are_no_cache(source, tmp_path):
         build_cache(source, tmp_path / "full")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/manifest.json").write_text("{}")
-    with pytest.raises(CacheError, match=r"manifest\.json: damaged"):
+    with pytest.raises(CacheError, match=r"manifest\.json is damaged .*delete the folder"):
         CachedSource(tmp_path / "bad")
 
 
 def test_bad_arguments(source, tmp_path):
-    for bad in ({"workers": 0}, {"shard_size": 0}):
-        with pytest.raises(ValueError, match="is 0; expected 1 or more"):
-            build_cache(source, tmp_path / "c", **bad)
+    for name in ("workers", "shard_size"):
+        with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, found 0"):
+            build_cache(source, tmp_path / "c", **{name: 0})
+    assert not (tmp_path / "c").exists()
 
 
 def _index(tmp_path):

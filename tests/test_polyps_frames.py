@@ -110,7 +110,7 @@ def test_what_an_example_holds(tmp_path):
     assert example["row"] == 2
     assert "depth" not in FrameSource(table, roots, 32)[0]
     for index in (3, -1):
-        with pytest.raises(IndexError, match=f"row is {index}; expected 0 to 2"):
+        with pytest.raises(IndexError, match=f"row: expected 0 to 2, found {index}"):
             source[index]
 
 
@@ -189,7 +189,7 @@ def test_mask_of_a_row(tmp_path):
     assert loaded.sum() == pytest.approx(20 * 10, rel=1e-3)
     np.testing.assert_array_equal(loaded[16:24, 11:29], 1)
     assert not loaded[:14].any()
-    with pytest.raises(FrameError, match="no mask_path for row 1"):
+    with pytest.raises(FrameError, match="expected a mask_path in the index, found none for row 1"):
         source.load_mask(1)
 
 
@@ -202,7 +202,7 @@ BROKEN = {
     "empty": (lambda path: path.write_bytes(b""), "cannot be decoded"),
     "text": (lambda path: path.write_text("no image"), "cannot be decoded"),
     "truncated": (_truncate, "cannot be decoded .*truncated"),
-    "other size": (lambda path: draw(path, (48, 64), []), "found 48x64 pixels, expected 64x48 as in the index"),
+    "other size": (lambda path: draw(path, (48, 64), []), "expected 64x48 pixels as in the index, found 48x64"),
     "16 bits": (lambda path: Image.new("I;16", (64, 48)).save(path, format="PNG"), "pixels of mode I;16"),
 }
 
@@ -222,7 +222,7 @@ def test_a_broken_frame_is_named_with_what_was_found(tmp_path, kind):
 
 def test_bad_arguments(tmp_path):
     table, roots = make_set(tmp_path)
-    with pytest.raises(ValueError, match="size is 0; expected 1"):
+    with pytest.raises(ValueError, match="size: expected an integer >= 1, found 0"):
         FrameSource(table, roots, 0)
     with pytest.raises(ValueError, match=r"found none for \['made-up'\]"):
         FrameSource(table, {"other": tmp_path}, 32)

@@ -1,4 +1,4 @@
-"""Scaling, size classes, losses and tasks against the numbers of the specification and NumPy."""
+"""Scaling, size classes, losses and targets against the numbers of the specification and NumPy."""
 
 import dataclasses
 
@@ -139,7 +139,7 @@ def test_bad_loss_arguments(options, message):
 def test_bad_batches_are_refused(name):
     task = sizing.make_target(name)
     outputs = jnp.zeros((2, task.num_outputs))
-    with pytest.raises(ValueError, match="batch has no 'size_mm'"):
+    with pytest.raises(ValueError, match="batch: expected the key 'size_mm'"):
         task.loss(outputs, {"target": jnp.zeros(2)})
     with pytest.raises(ValueError, match=r"size_mm: expected shape \(2,\), found \(2, 1\)"):
         task.loss(outputs, {"size_mm": jnp.ones((2, 1))})

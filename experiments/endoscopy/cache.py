@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from experiments.errors import UserError, run_main
 from experiments.run_folder import writing_to
-from fsg_jax.endoscopy.frames.cache import CachedSource, build_cache
 from fsg_jax.endoscopy.frames.depth_maps import check_depth
+from fsg_jax.endoscopy.frames.frame_cache import CachedSource, build_cache
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.schema import read_index
 

@@ -13,9 +13,8 @@ from experiments.endoscopy.polyp_config import PolypData, PolypExperiment
 from experiments.run_folder import read_json
 from fsg_jax.data.batches import BatchOrder, in_order
 from fsg_jax.data.loader import Loader, pad_batch
-from fsg_jax.endoscopy.frames.cache import CachedSource
-from fsg_jax.endoscopy.frames.cache_manifest import read_manifest
 from fsg_jax.endoscopy.frames.depth_maps import check_depth
+from fsg_jax.endoscopy.frames.frame_cache import CachedSource, read_manifest
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.folds import group_counts
 from fsg_jax.endoscopy.index.roles import ROLES, roles

@@ -12,7 +12,7 @@ import tyro
 
 from experiments.errors import UserError, run_main
 from fsg_jax._checks import check_integer, check_positive
-from fsg_jax.endoscopy.frames.cache import CachedSource
+from fsg_jax.endoscopy.frames.frame_cache import CachedSource
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.schema import read_index
 

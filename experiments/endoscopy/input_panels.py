@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from experiments.endoscopy import cohort as data
 from experiments.endoscopy.augmentation import eval_transform
 from experiments.endoscopy.polyp_config import PolypData
-from fsg_jax.endoscopy.stream_images import ENDOSCOPY_MEAN, ENDOSCOPY_STD
+from fsg_jax.endoscopy import ENDOSCOPY_MEAN, ENDOSCOPY_STD
 
 
 def write_panels(

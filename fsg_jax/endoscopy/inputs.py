@@ -10,9 +10,9 @@ zeroed (the paper's LOC); ``depth``, the crop of the depth map (the paper's DPT)
 
 
 def order_streams(streams: Sequence[str]) -> tuple[str, ...]:
-    """`streams` in the order of `INPUT_CHANNELS`.
+    """Returns `streams` in the order of `INPUT_CHANNELS`.
 
     Raises:
-      ValueError: no stream, an unknown one, or one twice.
+      ValueError: there is no stream, an unknown one, or one twice.
     """
     return tuple(get_channels(streams))

@@ -5,10 +5,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float32, Int, Shaped, UInt8
 
 from fsg_jax.data.extras import import_extra
 
@@ -30,7 +30,7 @@ class Placement(NamedTuple):
 
 
 def place_frame(width: int, height: int, size: int, *, keep_aspect: bool = False) -> Placement:
-    """The place of a frame of ``width`` x ``height`` in a square of ``size`` pixels.
+    """Places a frame of ``width`` x ``height`` in a square of ``size`` pixels.
 
     Args:
       width: of the frame, 1 or more.
@@ -47,7 +47,7 @@ def place_frame(width: int, height: int, size: int, *, keep_aspect: bool = False
 
 
 def place_box(box: Int[np.ndarray, "4"], shape: tuple[int, int], placement: Placement) -> Float32[np.ndarray, "4"]:
-    """The edges xmin, ymin, xmax, ymax of ``box``, moved with a frame of ``shape`` (width, height)."""
+    """Moves the edges xmin, ymin, xmax, ymax of ``box`` along with its frame of ``shape`` (width, height)."""
     scale = np.array([placement.width / shape[0], placement.height / shape[1]])
     offset = np.array([placement.left, placement.top])
     return (box.reshape(2, 2) * scale + offset).reshape(4).astype(np.float32)
@@ -55,7 +55,7 @@ def place_box(box: Int[np.ndarray, "4"], shape: tuple[int, int], placement: Plac
 
 @contextmanager
 def open_image(path: Path, remedy: str) -> Iterator[Any]:
-    """``path`` opened with Pillow; what keeps it from being opened or decoded inside becomes a `FrameError`."""
+    """Opens ``path`` with Pillow; if it cannot be opened, or decoded inside the block, a `FrameError` names it."""
     pillow = import_extra("PIL.Image", "endoscopy")
     try:
         with pillow.open(path) as image:
@@ -65,61 +65,44 @@ def open_image(path: Path, remedy: str) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise FrameError(f"{path}: no such file; {remedy}") from error
     except (*_DAMAGE, pillow.DecompressionBombError) as error:
-        raise FrameError(f"{path}: found an image that cannot be decoded ({error}); {remedy}") from error
+        raise FrameError(f"{path}: expected an image, found one that cannot be decoded ({error}); {remedy}") from error
 
 
 def check_image(path: Path, image: Any, shape: tuple[int, int], remedy: str) -> None:
     """Raises `FrameError` unless ``image`` has the (width, height) ``shape`` and 8 bits a channel or fewer."""
     if image.size != shape:
-        found, expected = "x".join(map(str, image.size)), "x".join(map(str, shape))
-        raise FrameError(f"{path}: found {found} pixels, expected {expected} as in the index; {remedy}")
+        sizes = f"expected {shape[0]}x{shape[1]} pixels as in the index, found {image.width}x{image.height}"
+        raise FrameError(f"{path}: {sizes}; {remedy}")
     if image.mode.startswith(("I", "F")):
-        raise FrameError(f"{path}: found pixels of mode {image.mode}, expected 8 bits a channel; {remedy}")
+        raise FrameError(f"{path}: expected 8 bits a channel, found pixels of mode {image.mode}; {remedy}")
 
 
-def read_rgb(path: Path, shape: tuple[int, int], placement: Placement, remedy: str) -> UInt8[np.ndarray, "size size 3"]:
-    """An image of ``shape`` (width, height) as RGB in its `Placement`, black around it, antialiased.
+def read_image(
+    path: Path, shape: tuple[int, int], placement: Placement, remedy: str, mode: Literal["RGB", "L"] = "RGB"
+) -> UInt8[np.ndarray, "size size *channels"]:
+    """Reads an image of ``shape`` (width, height) into its `Placement`, black around it, antialiased.
 
     A JPEG is decoded at the smallest scale that is not below the target. EXIF orientation is not applied: boxes
-    are in stored pixels.
+    are in stored pixels. ``mode`` "RGB" gives three channels, "L" (grey) gives (size, size).
 
     Raises:
-      FrameError: missing, damaged or of another size.
+      FrameError: the file is missing, damaged or of another size.
     """
     with open_image(path, remedy) as image:
         check_image(path, image, shape, remedy)
-        pixels = _resized(image, placement, "RGB")
-    return _centred(pixels, placement, np.zeros((placement.size, placement.size, 3), np.uint8))
+        draft = image.draft("L" if mode == "L" else None, (placement.width, placement.height))
+        # A scaled JPEG is rounded up to whole pixels: the part of them that the frame covers is resized.
+        box = None if draft is None else draft[1]
+        return fit_image(image if image.mode == mode else image.convert(mode), placement, box=box)
 
 
-def read_grey(path: Path, shape: tuple[int, int], placement: Placement, remedy: str) -> UInt8[np.ndarray, "size size"]:
-    """An image as `read_rgb` has it, with one channel."""
-    with open_image(path, remedy) as image:
-        check_image(path, image, shape, remedy)
-        pixels = _resized(image, placement, "L")
-    return _centred(pixels, placement, np.zeros((placement.size, placement.size), np.uint8))
-
-
-def _resized(image: Any, placement: Placement, mode: str) -> np.ndarray:
-    target = placement.width, placement.height
-    draft = image.draft("L" if mode == "L" else None, target)
-    # A scaled JPEG is rounded up to whole pixels: the part of them that the frame covers is resized.
-    box = None if draft is None else draft[1]
-    image = image if image.mode == mode else image.convert(mode)
-    return np.asarray(image.resize(target, import_extra("PIL.Image", "endoscopy").Resampling.BILINEAR, box=box))
-
-
-def _centred(pixels: np.ndarray, placement: Placement, canvas: np.ndarray) -> np.ndarray:
-    rows, columns = slice(placement.top, placement.top + placement.height), slice(placement.left, None)
-    canvas[rows, columns][:, : placement.width] = pixels
-    return canvas
-
-
-def resize_map(values: Float[np.ndarray, "rows columns"], placement: Placement) -> Float32[np.ndarray, "size size"]:
-    """A map over the whole frame, at any resolution, in its `Placement`; its edge values are repeated around it."""
-    pillow = import_extra("PIL.Image", "endoscopy")
-    image = pillow.fromarray(np.ascontiguousarray(values, np.float32))
-    inner = np.asarray(image.resize((placement.width, placement.height), pillow.Resampling.BILINEAR))
+def fit_image(
+    image: Any, placement: Placement, *, around: Literal["constant", "edge"] = "constant", box: Any = None
+) -> Shaped[np.ndarray, "size size *channels"]:
+    """Resizes a Pillow image, or the part in ``box``, into its `Placement`; zeros or its edge values lie around it."""
+    bilinear = import_extra("PIL.Image", "endoscopy").Resampling.BILINEAR
+    pixels = np.asarray(image.resize((placement.width, placement.height), bilinear, box=box))
     right = placement.size - placement.left - placement.width
     bottom = placement.size - placement.top - placement.height
-    return np.pad(inner, ((placement.top, bottom), (placement.left, right)), mode="edge")
+    margins = ((placement.top, bottom), (placement.left, right), (0, 0))
+    return np.pad(pixels, margins[: pixels.ndim], mode=around)

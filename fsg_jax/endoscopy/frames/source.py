@@ -8,12 +8,20 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Float32
 
-from fsg_jax.endoscopy.frames.decode import FrameError as FrameError
-from fsg_jax.endoscopy.frames.decode import Placement, place_box, place_frame, read_grey, read_rgb
+from fsg_jax._checks import check_integer
+from fsg_jax.endoscopy.frames.decode import FrameError, Placement, place_box, place_frame, read_image
 from fsg_jax.endoscopy.frames.depth_maps import DEPTH_INFO, DEPTH_MAX, depth_path, read_depth, read_depth_info
 from fsg_jax.endoscopy.index.schema import Table
 
 _REMEDY = "index again if the files have changed"
+
+
+def check_row(row: SupportsIndex, length: int) -> int:
+    """Returns ``row`` as an int; IndexError unless it is from 0 to ``length`` - 1."""
+    index = operator.index(row)
+    if not 0 <= index < length:
+        raise IndexError(f"row: expected 0 to {length - 1}, found {index}")
+    return index
 
 
 class FrameSource:
@@ -39,8 +47,8 @@ class FrameSource:
       depth_root: the folder of depth maps, see `fsg_jax.endoscopy.frames.depth_maps`; None reads none.
 
     Raises:
-      ValueError: ``size`` below 1, or a dataset without a folder. Reading: `FrameError` for a file that is missing,
-        damaged or of another size than the index says.
+      ValueError: ``size`` is below 1, or a dataset has no folder.
+      FrameError: when a row is read: a file is missing, damaged or of another size than the index says.
     """
 
     def __init__(
@@ -52,24 +60,26 @@ class FrameSource:
         keep_aspect: bool = False,
         depth_root: Path | None = None,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"size is {size}; expected 1 pixel or more")
+        check_integer("size", size, 1)
         self.size, self.keep_aspect, self.depth_root = int(size), keep_aspect, depth_root
-        self.datasets = sorted(set(table.column("dataset").to_pylist()))
+        datasets, codes = np.unique(table.column("dataset").to_pylist(), return_inverse=True)
+        self.datasets: list[str] = datasets.tolist()
         if missing := [name for name in self.datasets if name not in roots]:
             raise ValueError(f"roots: expected the folder of every dataset, found none for {missing}")
         self.roots = {name: Path(roots[name]) for name in self.datasets}
-        self.farther = depth_root is not None and _larger_is_farther(depth_root)
-        self.columns = _columns(table, self.datasets)
+        self.farther = False
+        if depth_root is not None and (depth_root / DEPTH_INFO).exists():
+            self.farther = read_depth_info(depth_root).larger_is == "farther"
+        self.columns = {"dataset": codes.astype(np.int16)} | _columns(table)
 
     def __len__(self) -> int:
         return len(self.columns["dataset"])
 
     def __getitem__(self, row: SupportsIndex) -> dict[str, Any]:
-        index = self._index(row)
-        shape, placement = self._shape(index), self._placement(index)
+        index = check_row(row, len(self))
+        shape, placement = self._geometry(index)
         example: dict[str, Any] = {
-            "frame": read_rgb(self.frame_path(index), shape, placement, _REMEDY),
+            "frame": read_image(self.frame_path(index), shape, placement, _REMEDY),
             "box": place_box(self.columns["box"][index], shape, placement),
         }
         if (path := self.depth_path(index)) is not None:
@@ -78,57 +88,39 @@ class FrameSource:
         return example | {"size_mm": self.columns["size_mm"][index], "row": np.int64(index)}
 
     def frame_path(self, row: SupportsIndex) -> Path:
-        """The file of the frame."""
-        index = self._index(row)
-        return self.roots[self._dataset(index)] / self._text("image_path", index)
+        """Returns the file of the frame."""
+        dataset, name = self._names(row, "image_path")
+        return self.roots[dataset] / name
 
     def depth_path(self, row: SupportsIndex) -> Path | None:
-        """The file of the frame's depth map; None without a depth root."""
-        if self.depth_root is None:
-            return None
-        index = self._index(row)
-        return depth_path(self.depth_root, self._dataset(index), self._text("image_path", index))
+        """Returns the file of the frame's depth map; None without a depth root."""
+        return None if self.depth_root is None else depth_path(self.depth_root, *self._names(row, "image_path"))
 
     def load_mask(self, row: SupportsIndex) -> Float32[np.ndarray, "size size"]:
-        """The segmentation of a row where the index names one, 0 to 1, resized like the frame. Examples hold none.
+        """Reads the segmentation of a row, 0 to 1, resized like the frame. Examples hold none.
 
         Raises:
-          FrameError: the index names none, or the file is missing, damaged or not of the frame's size.
+          FrameError: the index names no segmentation, or the file is missing, damaged or not of the frame's size.
         """
-        index = self._index(row)
-        name = self._text("mask_path", index)
+        dataset, name = self._names(row, "mask_path")
         if not name:
-            raise FrameError(f"{self.frame_path(index)}: the index has no mask_path for row {index}; expected one")
-        path = self.roots[self._dataset(index)] / name
-        mask = read_grey(path, self._shape(index), self._placement(index), _REMEDY)
+            raise FrameError(f"{self.frame_path(row)}: expected a mask_path in the index, found none for row {row}")
+        mask = read_image(self.roots[dataset] / name, *self._geometry(row), _REMEDY, "L")
         return mask.astype(np.float32) / np.float32(255)
 
-    def _index(self, row: SupportsIndex) -> int:
-        index = operator.index(row)
-        if not 0 <= index < len(self):
-            raise IndexError(f"row is {index}; expected 0 to {len(self) - 1}")
-        return index
+    def _names(self, row: SupportsIndex, column: str) -> tuple[str, str]:
+        """Returns the dataset of a row and the text in one of its columns."""
+        index = check_row(row, len(self))
+        return self.datasets[self.columns["dataset"][index]], bytes(self.columns[column][index]).decode()
 
-    def _dataset(self, index: int) -> str:
-        return self.datasets[self.columns["dataset"][index]]
-
-    def _text(self, column: str, index: int) -> str:
-        return bytes(self.columns[column][index]).decode()
-
-    def _shape(self, index: int) -> tuple[int, int]:
-        width, height = self.columns["shape"][index].tolist()
-        return width, height
-
-    def _placement(self, index: int) -> Placement:
-        return place_frame(*self._shape(index), self.size, keep_aspect=self.keep_aspect)
+    def _geometry(self, row: SupportsIndex) -> tuple[tuple[int, int], Placement]:
+        """Returns width and height of a row's frame, and where it lies in the example."""
+        width, height = self.columns["shape"][row].tolist()
+        return (width, height), place_frame(width, height, self.size, keep_aspect=self.keep_aspect)
 
 
-def _larger_is_farther(depth_root: Path) -> bool:
-    return (depth_root / DEPTH_INFO).exists() and read_depth_info(depth_root).larger_is == "farther"
-
-
-def _columns(table: Table, datasets: list[str]) -> dict[str, np.ndarray]:
-    """What an example needs of the table, as arrays; text as UTF-8 of fixed width."""
+def _columns(table: Table) -> dict[str, np.ndarray]:
+    """Returns what an example needs of the table, as arrays; text is UTF-8 of fixed width."""
 
     def text(name: str) -> np.ndarray:
         return np.array([(value or "").encode() for value in table.column(name).to_pylist()], np.bytes_)
@@ -136,9 +128,7 @@ def _columns(table: Table, datasets: list[str]) -> dict[str, np.ndarray]:
     def stack(*names: str) -> np.ndarray:
         return np.stack([table.column(name).to_numpy() for name in names], axis=-1).astype(np.int32)
 
-    codes = {name: code for code, name in enumerate(datasets)}
     return {
-        "dataset": np.array([codes[name] for name in table.column("dataset").to_pylist()], np.int16),
         "image_path": text("image_path"),
         "mask_path": text("mask_path"),
         "shape": stack("width", "height"),

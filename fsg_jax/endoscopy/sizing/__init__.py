@@ -14,15 +14,15 @@ from fsg_jax.endoscopy.sizing.classes import (
     get_scheme,
     make_scheme,
 )
-from fsg_jax.endoscopy.sizing.losses import ordinal_loss, size_cross_entropy, weighted_regression_loss
-from fsg_jax.endoscopy.sizing.metrics import (
+from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, RANGE_MM, mm_to_unit, unit_to_mm
+from fsg_jax.endoscopy.sizing.size_losses import ordinal_loss, size_cross_entropy, weighted_regression_loss
+from fsg_jax.endoscopy.sizing.size_metrics import (
     classification_metrics,
     confusion_matrix,
     correlations,
     regression_metrics,
     scores,
 )
-from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, RANGE_MM, mm_to_unit, unit_to_mm
 from fsg_jax.endoscopy.sizing.targets import TARGETS, SizeTarget, make_target
 
 __all__ = [

@@ -26,7 +26,7 @@ class PolypPredictions(NamedTuple):
 def aggregate_sizes(
     polyp: Sequence[str], size_mm: Float[np.ndarray, " frames"], predicted_mm: Float[np.ndarray, " frames"]
 ) -> PolypPredictions:
-    """The median prediction over the frames of each polyp. A NaN among them makes it NaN.
+    """Returns the median prediction over the frames of each polyp. A NaN among them makes it NaN.
 
     Args:
         polyp: which polyp each frame shows; unique over datasets, as "dataset/polyp_id" is.
@@ -34,19 +34,17 @@ def aggregate_sizes(
         predicted_mm: in mm.
 
     Raises:
-        ValueError: no frames, unequal lengths, or a polyp of two sizes.
+        ValueError: there are no frames, lengths differ, or a polyp has two sizes.
     """
-    names, groups = _group(polyp, size_mm, predicted_mm)
-    quartiles = np.array([np.percentile(predicted_mm[rows], (25, 50, 75)) for rows in groups])
-    low, median, high = quartiles.T
-    counts = np.array([len(rows) for rows in groups])
-    return PolypPredictions(names, _one_size(names, groups, size_mm), counts, median, low, high)
+    names, sizes, counts, groups = _polyps(polyp, size_mm, predicted_mm)
+    low, median, high = np.array([np.percentile(predicted_mm[rows], (25, 50, 75)) for rows in groups]).T
+    return PolypPredictions(names, sizes, counts, median, low, high)
 
 
 def aggregate_probabilities(
     polyp: Sequence[str], size_mm: Float[np.ndarray, " frames"], probabilities: Mapping[str, np.ndarray]
 ) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """The mean probability of every class over the frames of each polyp.
+    """Averages the probability of every class over the frames of each polyp.
 
     Args:
         polyp, size_mm: as for `aggregate_sizes`.
@@ -58,25 +56,34 @@ def aggregate_probabilities(
     Raises:
         ValueError: as `aggregate_sizes`.
     """
-    names, groups = _group(polyp, size_mm, *probabilities.values())
+    names, sizes, counts, groups = _polyps(polyp, size_mm, *probabilities.values())
     means = {name: np.array([values[rows].mean() for rows in groups]) for name, values in probabilities.items()}
-    return names, _one_size(names, groups, size_mm), np.array([len(rows) for rows in groups]), means
+    return names, sizes, counts, means
 
 
-def _group(polyp: Sequence[str], *columns: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
-    """Names of the polyps, in natural order, and the rows of each."""
-    if not len(polyp):
-        raise ValueError("polyp: expected at least one frame, found none")
+def group_rows(polyp: Sequence[str] | np.ndarray, *columns: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the rows of every polyp; polyps are sorted by name, so the order of the rows does not change theirs.
+
+    Raises:
+        ValueError: there are no rows or no columns, or a column has another number of rows than ``polyp``.
+    """
+    if not len(polyp) or not columns:
+        raise ValueError("polyp, columns: expected at least one row and one column, found none")
     if any(len(column) != len(polyp) for column in columns):
-        raise ValueError(f"expected {len(polyp)} values in every column, found {[len(column) for column in columns]}")
+        raise ValueError(f"columns: expected {len(polyp)} rows as polyp has, found {[len(each) for each in columns]}")
     found, inverse, counts = np.unique(np.asarray(polyp, dtype=str), return_inverse=True, return_counts=True)
     groups = np.split(np.argsort(inverse, kind="stable"), np.cumsum(counts)[:-1])
-    order = sorted(range(len(found)), key=lambda index: natural_key(str(found[index])))
-    return [str(found[index]) for index in order], [groups[index] for index in order]
+    return dict(zip(found.tolist(), groups, strict=True))
 
 
-def _one_size(names: list[str], groups: list[np.ndarray], size_mm: np.ndarray) -> np.ndarray:
-    for name, rows in zip(names, groups, strict=True):
-        if len(sizes := np.unique(size_mm[rows])) != 1:
+def _polyps(
+    polyp: Sequence[str], size_mm: np.ndarray, *columns: np.ndarray
+) -> tuple[list[str], np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Returns names in natural order, the size, the number of frames, and the rows of every polyp."""
+    groups = group_rows(polyp, size_mm, *columns)
+    names = sorted(groups, key=natural_key)
+    for name in names:
+        if len(sizes := np.unique(size_mm[groups[name]])) != 1:
             raise ValueError(f"size_mm: expected one size of polyp {name!r}, found {sizes.tolist()[:5]}")
-    return np.array([size_mm[rows[0]] for rows in groups])
+    rows = [groups[name] for name in names]
+    return names, np.array([size_mm[each[0]] for each in rows]), np.array([len(each) for each in rows]), rows

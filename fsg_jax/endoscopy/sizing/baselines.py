@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
+from fsg_jax._checks import check_choice
 from fsg_jax.data.extras import import_extra
+from fsg_jax.endoscopy.sizing.scaling import check_sizes
 
 Areas: TypeAlias = Float[np.ndarray, " frames"]
 Predictor: TypeAlias = Callable[[Areas], np.ndarray]
@@ -14,44 +16,39 @@ Predictor: TypeAlias = Callable[[Areas], np.ndarray]
 
 
 def relative_area(
-    box: Int[np.ndarray, "frames 4"] | Float[np.ndarray, "frames 4"],
-    width: Int[np.ndarray, " frames"],
-    height: Int[np.ndarray, " frames"],
+    box: Real[np.ndarray, "frames 4"], width: Int[np.ndarray, " frames"], height: Int[np.ndarray, " frames"]
 ) -> Areas:
-    """The share of the frame that the box covers, in (0, 1].
+    """Returns the share of the frame that the box covers, in (0, 1].
 
     Args:
         box: xmin, ymin, xmax, ymax in pixels, half-open.
         width, height: of the frame in pixels.
 
     Raises:
-        ValueError: an empty box or one larger than its frame.
+        ValueError: a box is empty or larger than its frame.
     """
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / (np.asarray(width, np.float64) * height)
     return _check_area(area)
 
 
 def fit_mean(size_mm: Float[np.ndarray, " frames"], polyp: Sequence[str]) -> Predictor:
-    """The mean size of the training polyps, each counted once whatever its number of frames.
+    """Returns a predictor of the mean training size, with each polyp counted once whatever its number of frames.
 
     Args:
         size_mm: of every training frame.
         polyp: which polyp each frame shows; unique over datasets.
 
     Raises:
-        ValueError: no frames, or a size that is not finite and above 0.
+        ValueError: there are no frames, or a size is not finite and above 0.
     """
-    mean = float(np.average(_check_sizes(size_mm), weights=_one_per_polyp(polyp)))
+    mean = float(np.average(check_sizes("size_mm", size_mm), weights=_one_per_polyp(polyp)))
     return lambda area: np.full(len(area), mean)
 
 
 def fit_box_area(
-    size_mm: Float[np.ndarray, " frames"],
-    area: Areas,
-    polyp: Sequence[str],
-    kind: str = "linear",
+    size_mm: Float[np.ndarray, " frames"], area: Areas, polyp: Sequence[str], kind: str = "linear"
 ) -> Predictor:
-    """log size regressed on log area over training frames; every polyp has the same weight in total.
+    """Regresses log size on log area over training frames; every polyp has the same weight in total.
 
     Args:
         size_mm: of every training frame.
@@ -60,15 +57,14 @@ def fit_box_area(
         kind: ``linear``, or ``isotonic``: rising, constant beyond the areas seen.
 
     Raises:
-        ValueError: as `fit_mean`; an area outside (0, 1]; or no such kind.
+        ValueError: as `fit_mean`; an area is outside (0, 1]; or the kind is unknown.
     """
-    target, weights = np.log(_check_sizes(size_mm)), _one_per_polyp(polyp)
+    target, weights = np.log(check_sizes("size_mm", size_mm)), _one_per_polyp(polyp)
+    check_choice("kind", kind, ("linear", "isotonic"))
     if kind == "linear":
         model = import_extra("sklearn.linear_model", "endoscopy").LinearRegression()
-    elif kind == "isotonic":
-        model = import_extra("sklearn.isotonic", "endoscopy").IsotonicRegression(out_of_bounds="clip")
     else:
-        raise ValueError(f"kind: expected 'linear' or 'isotonic', found {kind!r}")
+        model = import_extra("sklearn.isotonic", "endoscopy").IsotonicRegression(out_of_bounds="clip")
     model.fit(_column(area), target, sample_weight=weights)
     return lambda area: np.exp(model.predict(_column(area)))
 
@@ -82,13 +78,7 @@ def _one_per_polyp(polyp: Sequence[str]) -> np.ndarray:
     return 1 / counts[inverse]
 
 
-def _check_sizes(size_mm: np.ndarray) -> np.ndarray:
-    if not size_mm.size or not (np.isfinite(size_mm) & (size_mm > 0)).all():
-        raise ValueError(f"size_mm: expected finite sizes above 0 mm, found {size_mm[~(size_mm > 0)][:3]}")
-    return np.asarray(size_mm, np.float64)
-
-
 def _check_area(area: np.ndarray) -> np.ndarray:
-    if not ((area > 0) & (area <= 1)).all():
-        raise ValueError(f"area: expected shares of the frame in (0, 1], found {area[~((area > 0) & (area <= 1))][:3]}")
+    if len(wrong := area[~((area > 0) & (area <= 1))]):
+        raise ValueError(f"area: expected shares of the frame in (0, 1], found {wrong[:3]}")
     return area

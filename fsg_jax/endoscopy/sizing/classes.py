@@ -32,7 +32,7 @@ class ClassScheme:
         closed: for every threshold, whether a size equal to it belongs to the class below.
 
     Raises:
-        ValueError: numbers that do not match, or thresholds that are not finite and ascending.
+        ValueError: numbers do not match, or thresholds are not finite and ascending.
     """
 
     name: str
@@ -75,15 +75,15 @@ How 4.75 was chosen is not known; cutting predictions at the thresholds of the t
 
 
 def get_scheme(name: str) -> ClassScheme:
-    """The scheme of that name; ValueError lists `SCHEMES`."""
+    """Returns the scheme of that name; ValueError lists `SCHEMES`."""
     return look_up(SCHEMES, name, "class scheme")
 
 
 def make_scheme(thresholds: Sequence[float], name: str = "custom") -> ClassScheme:
-    """A scheme with classes ``up_to_<t>mm`` and, last, ``above_<t>mm``; a size equal to t lies in the class below.
+    """Returns a scheme of classes ``up_to_<t>mm`` and, last, ``above_<t>mm``; a size equal to t is in the class below.
 
     Raises:
-        ValueError: no threshold, or not finite and ascending.
+        ValueError: there is no threshold, or they are not finite and ascending.
     """
     if not thresholds:
         raise ValueError("thresholds: expected at least one size in mm, found none")
@@ -94,7 +94,7 @@ def make_scheme(thresholds: Sequence[float], name: str = "custom") -> ClassSchem
 def class_of(
     size_mm: Float[AnyArray, "*shape"], scheme: ClassScheme, cuts_mm: Sequence[float] | None = None
 ) -> Int[AnyArray, "*shape"]:
-    """The index of the class of every size.
+    """Returns the index of the class of every size.
 
     Args:
         size_mm: true or predicted sizes, NumPy or JAX.
@@ -115,13 +115,14 @@ def class_of(
 def exceeds(
     size_mm: Float[AnyArray, "*shape"], scheme: ClassScheme, cuts_mm: Sequence[float] | None = None
 ) -> AnyArray:
-    """Whether every size lies in a class above each threshold: booleans (*shape, K - 1).
+    """Returns whether every size lies in a class above each threshold: booleans (*shape, K - 1).
 
     Args and errors are those of `class_of`.
     """
     cuts = scheme.thresholds if cuts_mm is None else tuple(cuts_mm)
     _check_cuts("cuts_mm", cuts, len(scheme.thresholds))
-    _refuse_nan(size_mm)
+    if not isinstance(size_mm, jax.core.Tracer) and (count := int(np.isnan(size_mm).sum())):
+        raise ValueError(f"size_mm: {count} of {np.size(size_mm)} sizes are NaN, which is of no class; drop them first")
     pairs = zip(cuts, scheme.closed, strict=True)
     above = [size_mm > cut if closed else size_mm >= cut for cut, closed in pairs]
     return _namespace(size_mm).stack(above, -1)
@@ -129,10 +130,3 @@ def exceeds(
 
 def _namespace(values: AnyArray) -> Any:
     return jnp if isinstance(values, jax.Array) else np
-
-
-def _refuse_nan(size_mm: AnyArray) -> None:
-    if isinstance(size_mm, jax.core.Tracer):
-        return
-    if count := int(np.isnan(size_mm).sum()):
-        raise ValueError(f"size_mm: {count} of {np.size(size_mm)} sizes are NaN, which is of no class; drop them first")

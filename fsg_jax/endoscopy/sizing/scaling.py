@@ -15,19 +15,19 @@ CLAMP_MM = (0.5, 22.0)
 
 
 def mm_to_unit(size_mm: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
-    """2 (y - 0.5) / 19.5 - 1, not clamped: 25 mm becomes 1.51.
+    """Returns 2 (y - 0.5) / 19.5 - 1, not clamped: 25 mm becomes 1.51.
 
     Args:
         size_mm: sizes y in mm, NumPy or JAX; computed in at least float32.
     """
     low, high = RANGE_MM
-    return 2 * (_widen(size_mm) - low) / (high - low) - 1
+    return 2 * (widen(size_mm) - low) / (high - low) - 1
 
 
 def unit_to_mm(
     scaled: Float[AnyArray, "*shape"], clamp_mm: tuple[float, float] | None = CLAMP_MM
 ) -> Float[AnyArray, "*shape"]:
-    """19.5 (z + 1) / 2 + 0.5, the inverse of `mm_to_unit`, limited to a range.
+    """Returns 19.5 (z + 1) / 2 + 0.5, the inverse of `mm_to_unit`, limited to a range.
 
     Args:
         scaled: scaled sizes z, NumPy or JAX; computed in at least float32.
@@ -38,7 +38,7 @@ def unit_to_mm(
         ValueError: the limits are not in ascending order.
     """
     low, high = RANGE_MM
-    size_mm = (_widen(scaled) + 1) / 2 * (high - low) + low
+    size_mm = (widen(scaled) + 1) / 2 * (high - low) + low
     if clamp_mm is None:
         return size_mm
     if not clamp_mm[0] < clamp_mm[1]:
@@ -46,5 +46,19 @@ def unit_to_mm(
     return (jnp if isinstance(size_mm, jax.Array) else np).clip(size_mm, *clamp_mm)
 
 
-def _widen(values: AnyArray) -> AnyArray:
+def widen(values: AnyArray) -> AnyArray:
+    """Returns the values in float32, or float64 if they are."""
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def check_sizes(name: str, size_mm: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+    """Returns true sizes in mm as float64.
+
+    Raises:
+        ValueError: there are none, or one is not finite and above 0.
+    """
+    sizes = np.asarray(size_mm, np.float64)
+    wrong = sizes[~(np.isfinite(sizes) & (sizes > 0))]
+    if wrong.size or not sizes.size:
+        raise ValueError(f"{name}: expected finite sizes above 0 mm, found {wrong[:3] if wrong.size else 'none'}")
+    return sizes

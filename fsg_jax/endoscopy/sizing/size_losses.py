@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from fsg_jax._checks import check_nonnegative
 from fsg_jax.endoscopy.sizing.classes import ClassScheme, class_of, exceeds, make_scheme
 from fsg_jax.endoscopy.sizing.scaling import mm_to_unit
 from fsg_jax.training.losses import cross_entropy
@@ -40,9 +41,9 @@ def weighted_regression_loss(
         The loss, for outputs (batch, 1).
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument is outside its range.
     """
-    _check(alpha=alpha, beta=beta, gamma=gamma, weight1=weight1, weight2=weight2)
+    check_nonnegative(alpha=alpha, beta=beta, gamma=gamma, weight1=weight1, weight2=weight2)
     if alpha == beta == gamma == 0:
         raise ValueError("alpha, beta, gamma: expected one of them above 0, found all 0")
     if not threshold1 < threshold2:
@@ -97,17 +98,16 @@ def ordinal_loss(scheme: ClassScheme | Sequence[float]) -> Loss:
 
 
 def _sizes(outputs: Array, batch: Batch, columns: int) -> Float[Array, " batch"]:
+    """Returns ``size_mm`` of the batch, in the precision of the outputs or in float32.
+
+    Raises:
+        ValueError: the batch has none, or its shape or that of the outputs is another.
+    """
     if "size_mm" not in batch:
-        raise ValueError(f"batch has no 'size_mm'; its keys are {sorted(batch)}")
+        raise ValueError(f"batch: expected the key 'size_mm', found {sorted(batch)}")
     size_mm = jnp.asarray(batch["size_mm"])
     if outputs.ndim != 2 or outputs.shape[1] != columns:
         raise ValueError(f"outputs: expected shape (batch, {columns}), found {outputs.shape}")
     if size_mm.shape != outputs.shape[:1]:
         raise ValueError(f"size_mm: expected shape {outputs.shape[:1]}, found {size_mm.shape}")
     return size_mm.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-
-
-def _check(**weights: float) -> None:
-    for name, value in weights.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: expected a finite number >= 0, found {value}")

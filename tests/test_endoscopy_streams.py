@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fsg_jax.augment import chain
 from fsg_jax.endoscopy import ENDOSCOPY_MEAN, ENDOSCOPY_STD, box_to_mask, make_streams
-from fsg_jax.endoscopy.crop import crop_resize, expanded_box
-from fsg_jax.endoscopy.stream_images import disc
+from fsg_jax.endoscopy.transforms import crop_resize, disc, expanded_box
 
 ALL = ("rgb", "mask", "depth")
 crop_of_size = jax.jit(crop_resize, static_argnums=3)
