@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.bench import collectives
 from experiments.bench.__main__ import TABLE, bench, parse
 from experiments.bench.comparisons import MODES, STEP, _over_first, _waiting, compare
 from experiments.bench.convolution_times import OPERATIONS, resnet18_convs
@@ -116,7 +118,17 @@ def test_collectives(tmp_path):
         assert sent == pytest.approx(2 * (devices - 1) / devices * sum(sizes))
 
 
-def test_convolutions_are_those_of_the_model(tmp_path):
+def test_a_failed_compilation_is_told_in_one_line(monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(collectives, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(collectives, "describe_step", fail)
+    with pytest.raises(UserError, match="compiling vit_tiny for 8 devices failed: no memory"):
+        collectives.count_collectives(Bench(VIT, tmp_path, "cpu"))
+
+
+def test_convolutions_are_those_of_the_model():
     params = make_state(RESNET, "resnet18").params
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
     convs = resnet18_convs(RESNET.width, RESNET.image)

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -175,7 +176,8 @@ def compile_on_virtual_devices(settings: Settings, model: str, routing: str) -> 
 def describe_step(settings: Settings, model: str, routing: str) -> dict[str, Row]:
     """Rows by side of a training step over virtual CPU devices, the global batch split; it is compiled, not run."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", VIRTUAL)
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={VIRTUAL}"
     mesh = make_mesh()
     state = jax.eval_shape(lambda: make_state(settings, model, gated=routing != "none", routing=routing))
     state = jax.tree.map(_placed, state, state_shardings(state, mesh))

@@ -1,7 +1,7 @@
 """The measurements of a benchmark: one JSON object a line, written at once, never measured twice; and their tables."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,4 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     used = [(title, cell) for title, cell in columns if any(cell(row) for row in rows)]
     lines = [["case", "side", *(title for title, _ in used)], ["---"] * (2 + len(used))]
     lines += [[row["case"], row["side"], *(cell(row) for _, cell in used)] for row in rows]
-    return "\n".join(map(_line, lines))
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

@@ -92,9 +92,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, gated: bool) -> None:
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
-        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), nn.Sequential()
-        for name, layer in {"fc1": nn.Linear(dim, 4 * dim), "gelu": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}.items():
-            self.mlp.add_module(name, layer)
+        mlp = OrderedDict(fc1=nn.Linear(dim, 4 * dim), gelu=nn.GELU(), fc2=nn.Linear(4 * dim, dim))
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), nn.Sequential(mlp)
         self.gate1, self.gate2 = (Gate(dim) if gated else nn.Identity() for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
