@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import fsg_jax as fsg
-from experiments.bench.hlo import list_collectives, summarise_collectives
+from experiments.bench.collectives import list_collectives, summarise_collectives
 from fsg_jax import augment
 from fsg_jax.training.sharding import make_mesh, shard_batch, shard_state, state_shardings
 
@@ -93,7 +93,7 @@ def collectives(step, state):
     found = list_collectives(step)
     sources = {c.name.split("/")[-2].split(":")[-1] for c in found if c.kind == "all-reduce" and c.nbytes < SMALL}
     return {
-        "totals": summarise_collectives(found, small=SMALL),
+        "totals": {k: (v["count"], v["bytes"]) for k, v in summarise_collectives(found, small=SMALL).items()},
         "sources": sorted(sources),
         "weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1),
     }

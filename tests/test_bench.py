@@ -1,23 +1,29 @@
 """The benchmark: every suite at tiny sizes, the timer, the record and the command line."""
 
+import itertools
 import json
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from experiments.bench.__main__ import SUITES, TABLE, bench, parse
-from experiments.bench.models_jax import make_state
-from experiments.bench.profile_ops import resnet18_convs
-from experiments.bench.record import ROWS, Bench
-from experiments.bench.routing_cost import MODES
+from experiments.bench import collectives
+from experiments.bench.__main__ import TABLE, bench, parse
+from experiments.bench.comparisons import MODES, STEP, _over_first, _waiting, compare
+from experiments.bench.convolution_times import OPERATIONS, resnet18_convs
+from experiments.bench.jax_steps import make_state
+from experiments.bench.measurements import ROWS, Bench, read_rows
 from experiments.bench.settings import default_settings
-from experiments.bench.timing import interleave, paired_ratio
+from experiments.bench.suites import SUITES, render
+from experiments.bench.timing import Side, interleave, quartiles, time_row
 from experiments.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 VIT = replace(default_settings("cpu", smoke=True), models=("vit_tiny",), peers=())
 RESNET = replace(VIT, models=("resnet18",))
@@ -46,7 +52,9 @@ def test_models(tmp_path):
     rows = run(VIT, "models", tmp_path)
     plain, routed = rows["fsg_jax plain"], rows["fsg_jax sequential"]
     assert plain["images_per_second"] == pytest.approx(4 / plain["seconds"])
-    assert 0 < plain["share_of_peak"] < 1
+    peak = {row["side"]: row["flops_per_second"] for row in read_rows(tmp_path / ROWS) if row["suite"] == "peak"}
+    rate = plain["images_per_second"] * plain["flops_per_image"]
+    assert plain["share_of_peak"] == pytest.approx(rate / peak["float32"])
     assert plain["flops_per_image"] > 1e4
     assert plain["memory_bytes"] > plain["temporary_bytes"] > 0
     assert routed["compile_seconds"] > 0
@@ -66,7 +74,26 @@ def test_routing(tmp_path):
 def test_input(tmp_path):
     rows = run(VIT, "input", tmp_path)
     assert set(rows) == {"step on one batch", "Grain", "device-resident"}
-    assert all(0 <= rows[name]["waiting"] < 1 for name in ("Grain", "device-resident"))
+    assert all("waiting" in rows[name] for name in ("Grain", "device-resident"))
+
+
+def test_waiting_is_what_exceeds_the_step_in_the_same_round():
+    times = {
+        STEP: np.array([1.0, 2.0, 4.0]),
+        "slow": np.array([2.0, 4.0, 5.0]),
+        "slow alone": np.array([1.0, 0.5, 2.0]),
+    }
+    row = _waiting(8, "slow", {}, times)
+    assert row["waiting"] == 0.5
+    assert (row["images_per_second"], row["path_images_per_second"]) == (2.0, 8.0)
+    assert _waiting(8, "slow", {}, times | {"slow": times[STEP] / 2})["waiting"] == 0
+    assert "waiting" not in _waiting(8, STEP, {}, times)
+
+
+def test_the_fastest_way_and_its_ratio_to_the_first():
+    times = {"loop": np.array([4.0, 2.0]), "scan": np.array([1.0, 1.0])}
+    rows = {name: _over_first(name, {}, times) for name in times}
+    assert [(row["time_ratio"], row["fastest"]) for row in rows.values()] == [(1.0, False), (0.375, True)]
 
 
 @pytest.mark.parametrize("suite", [pytest.param("seeds", marks=pytest.mark.slow), "dispatch"])
@@ -81,17 +108,28 @@ def test_ways_to_dispatch(suite, tmp_path):
 @pytest.mark.slow
 def test_collectives(tmp_path):
     rows = run(VIT, "collectives", tmp_path)
-    assert rows["sent by each of 64 devices"]["bytes"] < rows["sent by each of 512 devices"]["bytes"]
-    bytes_of_parameters = 4 * sum(x.size for x in jax.tree.leaves(make_state(VIT, "vit_tiny", **PLAIN).params))
+    bytes_of_parameters = 4 * sum(x.size for x in jax.tree.leaves(make_state(VIT, "vit_tiny").params))
     reduced = sum(row["bytes"] for row in rows.values() if "count" in row)
     assert bytes_of_parameters <= reduced < 1.2 * bytes_of_parameters
+    plain = [row for row in read_rows(tmp_path / ROWS) if row["case"].startswith("plain step")]
+    sizes = [row["bytes"] for row in plain if "count" in row]
+    for devices in (8, 64, 512):
+        sent = next(row["bytes"] for row in plain if row["side"] == f"sent by each of {devices} devices")
+        assert sent == pytest.approx(2 * (devices - 1) / devices * sum(sizes))
 
 
-PLAIN = {"gated": False, "routing": "none"}
+def test_a_failed_compilation_is_told_in_one_line(monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(collectives, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(collectives, "describe_step", fail)
+    with pytest.raises(UserError, match="compiling vit_tiny for 8 devices failed: no memory"):
+        collectives.count_collectives(Bench(VIT, tmp_path, "cpu"))
 
 
-def test_convolutions_are_those_of_the_model(tmp_path):
-    params = make_state(RESNET, "resnet18", **PLAIN).params
+def test_convolutions_are_those_of_the_model():
+    params = make_state(RESNET, "resnet18").params
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
     convs = resnet18_convs(RESNET.width, RESNET.image)
     assert sum(conv.occurrences for conv in convs) == len(kernels)
@@ -101,36 +139,90 @@ def test_convolutions_are_those_of_the_model(tmp_path):
 
 @pytest.mark.slow
 def test_convolutions(tmp_path):
-    rows = run(RESNET, "convolutions", tmp_path)["XLA"]
-    assert rows["plain step"] < rows["sequential step"] < rows["two full passes"]
+    total = run(RESNET, "convolutions", tmp_path)["XLA"]
+    rows = [row for row in read_rows(tmp_path / ROWS) if row["side"] == "XLA" and "count" in row]
+    assert sum(row["count"] for row in rows) == 20
+    every = sum(row["count"] * row[name] for row in rows for name in OPERATIONS)
+    plain = every - rows[0]["input gradient"]  # the images need none
+    assert total["plain step"] == pytest.approx(plain)
+    assert total["two full passes"] == pytest.approx(2 * plain)
+    after = sum(row["count"] * (row["forward"] + row["input gradient"]) for row in rows[2:])
+    assert total["sequential step"] == pytest.approx(plain + after)
 
 
-class Sleeper:
-    def __init__(self, name, seconds, log):
-        self.name, self.seconds, self.log = name, seconds, log
+class Clock:
+    """Time that passes only where a side takes a step."""
 
-    def run(self, steps):
-        self.log.append(self.name)
-        time.sleep(steps * self.seconds)
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def side(self, name, *seconds, units=1):
+        """Its steps take the given seconds in turn."""
+        calls = itertools.cycle(seconds)
+
+        def call():
+            self.log.append(name)
+            self.now += next(calls)
+
+        return Side(call, wait=lambda _: None, units=units)
 
 
 def test_sides_take_turns():
-    log = []
-    sides = [Sleeper("a", 0.002, log), Sleeper("b", 0.006, log)]
-    timings = interleave(sides, 3, 0.012, multiple=2)
-    assert log[-12:] == ["a", "a", "b", "b"] * 3  # in each round one step untimed, then the sample
-    assert timings["a"].steps % 2 == timings["b"].steps % 2 == 0
-    ratio = paired_ratio(timings["b"], timings["a"])
-    assert 1 < ratio.low <= ratio.median <= ratio.high < 30
-    assert timings["a"].spread.median >= 0.002
+    clock = Clock()
+    sides = {"a": clock.side("a", 2.0), "b": clock.side("b", 6.0, units=2), "c": clock.side("c", 1.0, 2.0)}
+    times = interleave(sides, 3, 12.0, multiple=2, clock=lambda: clock.now)
+    warm_up = ["a"] * 4 + ["b"] * 4 + ["c"] * 4
+    one_round = ["a"] * (1 + 6) + ["b"] * (1 + 2) + ["c"] * (1 + 8)  # one step untimed, then 12 seconds of whole pairs
+    assert clock.log == warm_up + one_round * 3
+    assert {name: list(t) for name, t in times.items()} == {"a": [2.0] * 3, "b": [3.0] * 3, "c": [1.5] * 3}
 
 
-def test_timing_needs_two_rounds_and_distinct_names():
-    side = Sleeper("a", 0.0, [])
-    with pytest.raises(ValueError, match="repeats of 2 or more"):
-        interleave([side], 1, 0.1)
-    with pytest.raises(ValueError, match="distinct names"):
-        interleave([side, side], 2, 0.1)
+def test_quartiles_are_those_of_the_rounds():
+    times = np.array([1.0, 2.0, 3.0, 4.0, 10.0])
+    assert time_row(times) == {"seconds": 3.0, "seconds_low": 2.0, "seconds_high": 4.0, "rounds": 5}
+    assert quartiles(times / times, "x", "low", "high") == {"x": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_timing_needs_two_rounds():
+    with pytest.raises(ValueError, match="repeats: expected an integer >= 2, found 1"):
+        interleave({"a": Clock().side("a", 1.0)}, 1, 0.1)
+
+
+def test_only_missing_rows_are_added_and_what_is_not_measured_says_why(tmp_path):
+    settings = replace(VIT, seconds=1e-9)
+    made = Bench(settings, tmp_path, "cpu")
+    made.add("peak", "case", "old", seconds=1.0)
+    clock, taken = Clock(), []
+    makers = {"old": lambda: clock.side("old", 1.0), "new": lambda: clock.side("new", 1.0), "none": lambda: "no reason"}
+    beside = {"beside": lambda: clock.side("beside", 1.0)}
+    for _ in range(2):  # the second time all rows are there
+        compare(made, "peak", "case", makers, lambda name, sides, times: {"sides": list(times)}, beside=beside)
+        taken.append(set(clock.log))
+        clock.log.clear()
+    assert taken == [{"old", "new", "beside"}, set()]
+    assert [row["side"] for row in made.rows] == ["old", "new", "none"]
+    assert made.rows[1]["sides"] == ["old", "new", "beside"]
+    assert made.rows[2]["note"] == "no reason"
+
+
+FACTS = {
+    "versions": {"jax": "1"},
+    "commit": "c",
+    "dirty": False,
+    "command": "x",
+    "hardware": "h",
+    "started": "s",
+    "compilation_cache": "off",
+    "xla_flags": "",
+}
+
+
+@pytest.mark.parametrize("folder", sorted(f.parent for f in (ROOT / "experiments/results").glob("*/bench.jsonl")))
+def test_recorded_measurements_give_the_recorded_tables(folder):
+    """What precedes the tables, facts and notes, is of its day."""
+    page = render(read_rows(folder / ROWS), FACTS)
+    lines = [[line for line in text.splitlines() if line[:1] == "|"] for text in (page, (folder / TABLE).read_text())]
+    assert lines[0] == lines[1] != []
 
 
 def test_resuming_measures_nothing_twice(tmp_path):
@@ -169,11 +261,13 @@ def test_settings_from_the_command_line():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nonsense"], "no suite is named 'nonsense'; there are " + ", ".join(SUITES)),
-        (["--batch", "0"], "expected 1 or more, found 0"),
-        (["--repeats", "1"], "--repeats is 1; expected 2 or more"),
-        (["--dim", "100"], "expected multiples of 3 heads"),
-        (["--batch", "6000"], "at most --examples, 5000"),
+        (["nonsense"], f"SUITE: expected one of {', '.join(map(repr, SUITES))}, found 'nonsense'"),
+        (["--batch", "0"], "batch: expected an integer >= 1, found 0"),
+        (["--seeds", "2", "0"], "seeds: expected an integer >= 1, found 0"),
+        (["--repeats", "1"], "repeats: expected an integer >= 2, found 1"),
+        (["--seconds", "0"], "seconds: expected a finite number > 0, found 0.0"),
+        (["--dim", "100"], "dim and image: expected multiples of 3 heads and of patches of 4, found 100 and 32"),
+        (["--batch", "6000"], "batch: expected at most examples, 5000, found 6000"),
     ],
 )
 def test_bad_command_lines(argv, message, capsys):
@@ -187,6 +281,6 @@ def test_runs_without_tyro_grain_and_torch(tmp_path):
     block = "import sys; sys.modules.update(tyro=None, grain=None, torch=None)\n"
     code = block + f"sys.argv[1:] = ['peak', '--smoke', '--out', {str(tmp_path / 'out')!r}]\n"
     code += "import runpy; runpy.run_module('experiments.bench', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "64 x 64 matrix product" in done.stdout

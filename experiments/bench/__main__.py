@@ -5,27 +5,24 @@ Every row is written when it is measured; ``--resume`` continues a benchmark tha
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments import facts, xla_flags
-from experiments.bench import collectives, compare, dispatch, inputs, peak, profile_ops, routing_cost, seeds
-from experiments.bench.installed import is_installed
-from experiments.bench.record import Bench
+from experiments.bench.measurements import Bench
 from experiments.bench.settings import MODELS, PEERS, PRECISIONS, Settings, default_settings
-from experiments.bench.table import render
+from experiments.bench.suites import SUITES, render
 from experiments.errors import run_main
-from experiments.run_folder import write_text, writing_to
+from experiments.run_folder import writing_to
+from fsg_jax._checks import check_choice
+from fsg_jax._files import write_text
 
-SUITES: dict[str, Callable[[Bench], None]] = {
-    module.SUITE: module.run
-    for module in (peak, compare, routing_cost, inputs, seeds, dispatch, collectives, profile_ops)
-}
 TABLE = "bench.md"
 
 
@@ -33,12 +30,12 @@ def bench(settings: Settings, suites: Sequence[str], out: Path, *, resume: bool 
     """Runs the suites and returns the page, which is also ``out/bench.md``.
 
     Raises:
-      UserError: `out` is in the way; see `experiments.bench.record.Bench`.
+      UserError: `out` is in the way; see `experiments.bench.measurements.Bench`.
     """
     about = gather_facts()
     record = Bench(settings, out, about["hardware"], resume=resume)
     for name in suites:
-        SUITES[name](record)
+        SUITES[name].measure(record)
         page = render(record.rows, about)
         with writing_to(out):
             write_text(out / TABLE, page)
@@ -48,64 +45,40 @@ def bench(settings: Settings, suites: Sequence[str], out: Path, *, resume: bool 
 def gather_facts() -> dict[str, Any]:
     """`experiments.facts.gather` with PyTorch's version and the compilation cache, which makes compiling look fast."""
     about = facts.gather()
-    if is_installed("torch"):
+    if find_spec("torch"):
         about["versions"]["torch"] = version("torch")
     config: Any = jax.config
     about["compilation_cache"] = "on" if config.jax_compilation_cache_dir else "off"
     return about
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; sizes that are not given come from the device, see `settings`."""
-    made = argparse.ArgumentParser(
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+    """Arguments and the settings that they make; sizes that are not given come from the device, see `settings`."""
+    parser = argparse.ArgumentParser(
         prog="python -m experiments.bench",
         description="Speed, memory and compile time on this device, beside PyTorch where it is installed.",
     )
-    made.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all by default")
-    made.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of bench.jsonl and bench.md")
-    made.add_argument("--resume", action="store_true", help="keep and skip what the folder already has")
-    made.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, not how fast")
-    made.add_argument("--models", nargs="+", choices=MODELS)
-    made.add_argument("--precision", choices=PRECISIONS)
-    made.add_argument("--peers", nargs="*", choices=PEERS, help="PyTorch peers; none if given without a value")
-    made.add_argument("--compile-mode", help="mode of torch.compile")
-    made.add_argument("--seconds", type=float, help="wall time of one sample of one side")
-    made.add_argument("--seeds", nargs="+", type=_positive, help="numbers of seeds side by side")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all by default")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of bench.jsonl and bench.md")
+    parser.add_argument("--resume", action="store_true", help="keep and skip what the folder already has")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, not how fast")
+    parser.add_argument("--models", nargs="+", choices=MODELS)
+    parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="PyTorch peers; none if given without a value")
+    parser.add_argument("--compile-mode", help="mode of torch.compile")
+    parser.add_argument("--seconds", type=float, help="wall time of one sample of one side")
+    parser.add_argument("--seeds", nargs="+", type=int, help="numbers of seeds side by side")
     for name in ("batch", "image", "width", "depth", "dim", "repeats", "steps", "examples", "matmul"):
-        made.add_argument(f"--{name}", type=_positive)
-    return made
-
-
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
-    """Arguments and the settings that they make."""
-    made = parser()
-    args = made.parse_args(argv)
-    if unknown := [name for name in args.suites if name not in SUITES]:
-        made.error(f"no suite is named {unknown[0]!r}; there are {', '.join(SUITES)}")
+        parser.add_argument(f"--{name}", type=int)
+    args = parser.parse_args(argv)
     values = {f.name: getattr(args, f.name, None) for f in fields(Settings)}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
-    settings = replace(default_settings(jax.default_backend(), smoke=args.smoke), **given)
-    if problem := _problem(settings):
-        made.error(problem)
-    return args, settings
-
-
-def _problem(settings: Settings) -> str | None:
-    """What no benchmark can be run with."""
-    if settings.repeats < 2:
-        return f"--repeats is {settings.repeats}; expected 2 or more, or there is no spread"
-    if settings.dim % 3 or settings.image % 4:
-        return f"--dim is {settings.dim} and --image {settings.image}; expected multiples of 3 heads and patches of 4"
-    if settings.batch > settings.examples:
-        return f"--batch is {settings.batch}; expected at most --examples, {settings.examples}"
-    return None
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
-    return value
+    try:
+        for name in args.suites:
+            check_choice("SUITE", name, SUITES)
+        return args, replace(default_settings(jax.default_backend(), smoke=args.smoke), **given)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main() -> None:

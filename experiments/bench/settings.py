@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fsg_jax._checks import check_integer, check_positive
+
 MODELS = ("resnet18", "vit_tiny")
 PEERS = ("eager", "compile")
 PRECISIONS = ("float32", "bfloat16")
@@ -29,6 +31,9 @@ class Settings:
       steps: steps of one dispatch in the suite ``dispatch``.
       examples: images of the made-up data set that the input pipelines read.
       matmul: side of the matrices whose product gives the peak.
+
+    Raises:
+      ValueError: a value with which no benchmark can be run.
     """
 
     models: tuple[str, ...] = MODELS
@@ -48,15 +53,23 @@ class Settings:
     examples: int = 5000
     matmul: int = 2048
 
+    def __post_init__(self) -> None:
+        least = {"repeats": 2}  # or there is no spread
+        for name, value in asdict(self).items():
+            if isinstance(value, int):
+                check_integer(name, value, least.get(name, 1))
+        for count in self.seeds:
+            check_integer("seeds", count, 1)
+        check_positive(seconds=self.seconds)
+        if self.dim % 3 or self.image % 4:
+            found = f"{self.dim} and {self.image}"
+            raise ValueError(f"dim and image: expected multiples of 3 heads and of patches of 4, found {found}")
+        if self.batch > self.examples:
+            raise ValueError(f"batch: expected at most examples, {self.examples}, found {self.batch}")
+
     def describe(self) -> dict[str, Any]:
         """JSON-able."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "Settings":
-        """The inverse of `describe`."""
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-        return cls(**arguments)
 
     def label(self, model: str, batch: int | None = None) -> str:
         """What is measured, in words."""
@@ -64,37 +77,19 @@ class Settings:
         return f"{model} ({size}, {self.image} px), batch {batch or self.batch}, {self.precision}"
 
 
-SMOKE: dict[str, Any] = {
-    "batch": 4,
-    "image": 8,
-    "classes": 10,
-    "width": 4,
-    "depth": 1,
-    "dim": 12,
-    "repeats": 2,
-    "seconds": 0.002,
-    "peers": ("eager",),
-    "seeds": (2,),
-    "steps": 2,
-    "examples": 64,
-    "matmul": 64,
-}
-"""Sizes at which a suite takes seconds; the figures mean nothing."""
+SMOKE_SIZES = {"batch": 4, "image": 8, "classes": 10, "width": 4, "depth": 1, "dim": 12, "examples": 64, "matmul": 64}
+SMOKE_ROUNDS = {"repeats": 2, "seconds": 0.002, "peers": ("eager",), "seeds": (2,), "steps": 2}
+"""With these a suite takes seconds; the figures mean nothing."""
 
-ACCELERATOR: dict[str, Any] = {
-    "precision": "bfloat16",
-    "batch": 1024,
-    "repeats": 7,
-    "seconds": 1.0,
-    "seeds": (2, 4, 8),
-    "steps": 48,
-    "examples": 50000,
-    "matmul": 8192,
-}
+ACCELERATOR_SIZES = {"precision": "bfloat16", "batch": 1024, "examples": 50000, "matmul": 8192}
+ACCELERATOR_ROUNDS = {"repeats": 7, "seconds": 1.0, "seeds": (2, 4, 8), "steps": 48}
 
 
 def default_settings(device: str, *, smoke: bool = False) -> Settings:
-    """Defaults for a kind of device, ``"cpu"`` or another; `smoke` asks for the sizes of `SMOKE`."""
+    """Defaults for a kind of device, ``"cpu"`` or another; `smoke` asks for tiny sizes."""
+    changes: dict[str, Any] = {}
     if smoke:
-        return replace(Settings(), **SMOKE)
-    return Settings() if device == "cpu" else replace(Settings(), **ACCELERATOR)
+        changes = SMOKE_SIZES | SMOKE_ROUNDS
+    elif device != "cpu":
+        changes = ACCELERATOR_SIZES | ACCELERATOR_ROUNDS
+    return replace(Settings(), **changes)

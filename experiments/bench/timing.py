@@ -1,92 +1,91 @@
 """Times of several sides of a comparison, taken in turns, so that what disturbs one disturbs all."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median, quantiles
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from fsg_jax._checks import check_integer
+
+Times = np.ndarray[Any, np.dtype[np.float64]]
+"""Seconds a unit of one side: one sample a round."""
 
 
-class Side(Protocol):
-    """One side of a comparison."""
+@dataclass
+class Side:
+    """One side of a comparison: a function that is called again and again.
 
-    @property
-    def name(self) -> str:
-        """Unique among the sides."""
+    Attributes:
+      call: takes one step; need not wait for the device.
+      wait: waits for the result of the last call, and so for all.
+      units: what the time of a call is divided by: the training steps in it.
+      about: values for its row besides times.
+      flops: floating-point operations of a call, where they are known.
+    """
 
-    def run(self, steps: int) -> None:
-        """Take `steps` steps and wait until the device has finished."""
+    call: Callable[[], Any]
+    wait: Callable[[Any], Any] = jax.block_until_ready
+    units: int = 1
+    about: dict[str, Any] = field(default_factory=dict)
+    flops: float = 0.0
 
-
-class Spread(NamedTuple):
-    """Median and quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> "Spread":
-        """The spread of at least two samples."""
-        low, _, high = quantiles(samples, n=4, method="inclusive")
-        return cls(median(samples), low, high)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a step: one sample a round, each the mean over `steps` steps."""
-
-    samples: tuple[float, ...]
-    steps: int
-
-    @property
-    def spread(self) -> Spread:
-        """Median and quartiles of the samples."""
-        return Spread.of(self.samples)
-
-    def row(self) -> dict[str, Any]:
-        """JSON-able."""
-        middle, low, high = self.spread
-        return {"seconds": middle, "seconds_low": low, "seconds_high": high, "rounds": len(self.samples)}
+    def run(self, steps: int) -> Any:
+        """Takes `steps` steps, at least one, waits until the device has finished, and returns the last result."""
+        for _ in range(steps):
+            result = self.call()
+        self.wait(result)
+        return result
 
 
-def interleave(sides: Sequence[Side], repeats: int, seconds: float, *, multiple: int = 1) -> dict[str, Timing]:
-    """Warms all sides up, then times them A-B-...-A-B-..., `repeats` rounds; the result is by name.
+def interleave(
+    sides: Mapping[str, Side],
+    repeats: int,
+    seconds: float,
+    *,
+    multiple: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Times]:
+    """Warms all sides up, then times them A-B-...-A-B-..., `repeats` rounds.
 
-    Every sample follows one step that is not timed and has as many steps as fit into `seconds`, at least one.
+    Every sample follows one step that is not timed and is the mean over as many steps as fit into `seconds`, at least
+    one.
 
     Args:
-      sides: what is compared.
+      sides: what is compared, by name.
       repeats: rounds, at least 2.
       seconds: wall time of a sample.
       multiple: steps of a sample are a multiple of this, for sides whose steps differ in cost.
+      clock: gives the time in seconds.
 
     Raises:
-      ValueError: `repeats` below 2, or two sides of one name.
+      ValueError: `repeats` below 2.
     """
-    if repeats < 2 or len({side.name for side in sides}) < len(sides):
-        raise ValueError(f"expected repeats of 2 or more and distinct names; got {repeats}, {[s.name for s in sides]}")
-    steps = {side.name: _steps_that_fit(side, seconds, multiple) for side in sides}
-    samples: dict[str, list[float]] = {side.name: [] for side in sides}
-    for _ in range(repeats):
-        for side in sides:
+    check_integer("repeats", repeats, 2)
+
+    def time_steps(side: Side, steps: int) -> float:
+        start = clock()
+        side.run(steps)
+        return clock() - start
+
+    steps, times = {}, np.zeros((repeats, len(sides)))
+    for name, side in sides.items():
+        side.run(multiple)
+        steps[name] = max(1, round(seconds / time_steps(side, multiple))) * multiple
+    for samples in times:
+        for i, (name, side) in enumerate(sides.items()):
             side.run(1)
-            samples[side.name].append(_time(side, steps[side.name]))
-    return {name: Timing(tuple(times), steps[name]) for name, times in samples.items()}
+            samples[i] = time_steps(side, steps[name]) / steps[name] / side.units
+    return dict(zip(sides, times.T, strict=True))
 
 
-def paired_ratio(numerator: Timing, denominator: Timing) -> Spread:
-    """Spread of the ratios within rounds, in which both sides met the same conditions."""
-    return Spread.of([a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)])
+def quartiles(values: Times, *keys: str) -> dict[str, float]:
+    """Median, first and third quartile under three keys. Values may be ratios of sides, taken within rounds."""
+    return dict(zip(keys, np.quantile(values, (0.5, 0.25, 0.75)).tolist(), strict=True))
 
 
-def _steps_that_fit(side: Side, seconds: float, multiple: int) -> int:
-    side.run(multiple)
-    once = _time(side, multiple)
-    return max(1, round(seconds / (once * multiple))) * multiple
-
-
-def _time(side: Side, steps: int) -> float:
-    start = time.perf_counter()
-    side.run(steps)
-    return (time.perf_counter() - start) / steps
+def time_row(times: Times) -> dict[str, Any]:
+    """Median and quartiles of a side's times, JSON-able."""
+    return {**quartiles(times, "seconds", "seconds_low", "seconds_high"), "rounds": len(times)}

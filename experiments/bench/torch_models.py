@@ -1,9 +1,11 @@
 """PyTorch twins of the library's ResNet and ViT, with the same gates; parameters have the same names."""
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict
 from torch import nn
 from torch.nn import functional as F
 
@@ -48,36 +50,26 @@ class BasicBlock(nn.Module):
         return F.relu(x + y, inplace=True)
 
 
-class ResNet(nn.Module):
-    """ResNet-18 with the CIFAR stem; a gate after each stage if `gated`."""
-
-    def __init__(self, width: int, classes: int, gated: bool) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv(3, width, 3), nn.BatchNorm2d(width)
-        stages, inputs = [], width
-        for stage in range(4):
-            outputs = width * 2**stage
-            blocks = [BasicBlock(inputs, outputs, 1 if stage == 0 else 2), BasicBlock(outputs, outputs, 1)]
-            for i, block in enumerate(blocks):
-                self.add_module(f"layer{stage + 1}_{i}", block)
-            if gated:
-                blocks.append(self._gate(stage + 1, outputs))
-            stages.append(blocks)
-            inputs = outputs
-        self.order: list[list[Any]] = stages
-        self.head = nn.Linear(inputs, classes)
-
-    def _gate(self, index: int, channels: int) -> Any:
-        self.add_module(f"gate{index}", gate := Gate(channels))
-        return gate
+class Pool(nn.Module):
+    """Mean over height and width, in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images (batch, 3, height, width)."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        for stage in self.order:
-            for module in stage:
-                x = module(x)
-        return self.head(x.float().mean((2, 3)))
+        """Maps (batch, channels, height, width) to (batch, channels)."""
+        return x.float().mean((2, 3))
+
+
+def resnet18(width: int, classes: int, gated: bool) -> nn.Module:
+    """ResNet-18 with the CIFAR stem; a gate after each stage if `gated`."""
+    layers: dict[str, nn.Module] = {"conv1": conv(3, width, 3), "bn1": nn.BatchNorm2d(width), "relu": nn.ReLU(True)}
+    inputs = width
+    for stage in range(1, 5):
+        outputs = width * 2 ** (stage - 1)
+        layers[f"layer{stage}_0"] = BasicBlock(inputs, outputs, 1 if stage == 1 else 2)
+        layers[f"layer{stage}_1"] = BasicBlock(outputs, outputs, 1)
+        if gated:
+            layers[f"gate{stage}"] = Gate(outputs)
+        inputs = outputs
+    return nn.Sequential(OrderedDict(layers | {"pool": Pool(), "head": nn.Linear(inputs, classes)}))
 
 
 class Attention(nn.Module):
@@ -94,25 +86,14 @@ class Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, dim))
 
 
-class Mlp(nn.Module):
-    """Two layers with exact GELU."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens (batch, tokens, dim)."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each branch gated if `gated`."""
+    """Pre-norm attention and MLP with exact GELU, each branch gated if `gated`."""
 
     def __init__(self, dim: int, heads: int, gated: bool) -> None:
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
-        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), Mlp(dim)
+        mlp = OrderedDict(fc1=nn.Linear(dim, 4 * dim), gelu=nn.GELU(), fc2=nn.Linear(4 * dim, dim))
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), nn.Sequential(mlp)
         self.gate1, self.gate2 = (Gate(dim) if gated else nn.Identity() for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -126,54 +107,44 @@ class ViT(nn.Module):
 
     def __init__(self, image: int, dim: int, depth: int, heads: int, classes: int, gated: bool) -> None:
         super().__init__()
-        self.patch_embed = nn.Sequential()
-        self.patch_embed.add_module("proj", nn.Conv2d(3, dim, 4, 4))
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, dim, 4, 4)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, (image // 4) ** 2 + 1, dim))
-        self.depth, self.norm, self.head = depth, nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, classes)
-        for i in range(depth):
-            self.add_module(f"blocks_{i}", Block(dim, heads, gated))
+        self.blocks = nn.Sequential(*(Block(dim, heads, gated) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of images (batch, 3, height, width)."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], 1) + self.pos_embed
-        for i in range(self.depth):
-            x = getattr(self, f"blocks_{i}")(x)
-        return self.head(self.norm(x[:, 0]))
+        return self.head(self.norm(self.blocks(x)[:, 0]))
 
 
 def make_model(settings: Settings, name: str, *, gated: bool) -> nn.Module:
-    """The twin of `experiments.bench.models_jax.make_model`."""
+    """The twin of `experiments.bench.jax_steps.make_model`."""
     if name.startswith("resnet"):
-        return ResNet(settings.width, settings.classes, gated)
+        return resnet18(settings.width, settings.classes, gated)
     return ViT(settings.image, settings.dim, settings.depth, 3, settings.classes, gated)
 
 
 def load_variables(model: nn.Module, variables: Any) -> None:
-    """Copies the Flax `variables` into the twin; every parameter and running statistic must have its match."""
+    """Copies the Flax `variables` into the twin.
+
+    Raises:
+      ValueError: a parameter or running statistic has no match.
+    """
     tensors = {}
-    for collection, tree in variables.items():
-        for path, value in _leaves(tree):
-            tensors[_name(collection, path)] = torch.from_numpy(_transposed(path[-1], np.asarray(value)).copy())
+    for (collection, *modules, leaf), value in flatten_dict(dict(variables)).items():
+        array = np.asarray(value)
+        if leaf == "kernel":
+            array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
+        leaf = (
+            f"running_{leaf}"
+            if collection == "batch_stats"
+            else {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+        )
+        tensors[".".join([*modules, leaf]).replace("blocks_", "blocks.")] = torch.from_numpy(array.copy())
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
-        raise ValueError(f"the variables do not fit: without a value {missing}, without a place {unexpected}")
-
-
-def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Any:
-    for key, value in tree.items():
-        yield from _leaves(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
-
-
-def _name(collection: str, path: tuple[str, ...]) -> str:
-    *modules, leaf = path
-    leaf = f"running_{leaf}" if collection == "batch_stats" else {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
-    return ".".join([*modules, leaf])
-
-
-def _transposed(leaf: str, value: np.ndarray) -> np.ndarray:
-    if leaf != "kernel":
-        return value
-    return value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
+        raise ValueError(f"variables: expected those of the twin, found none for {missing}, no place for {unexpected}")
