@@ -11,8 +11,7 @@ from experiments.errors import UserError
 from fsg_jax.endoscopy.index.folds import SplitError, make_folds
 from fsg_jax.endoscopy.index.roles import roles
 from fsg_jax.endoscopy.index.schema import sort_index, write_index
-from fsg_jax.endoscopy.index.split_files import read_folds, write_folds
-from fsg_jax.endoscopy.index.split_import import import_audit, import_official, keep_listed
+from fsg_jax.endoscopy.index.split_files import import_audit, import_official, keep_listed, read_folds, write_folds
 from fsg_jax.endoscopy.readers.reference_lists import LIST_COLUMNS, export_lists
 from tests.polyp_tables import cases, cohort, polyp_rows, table_of
 
@@ -105,10 +104,14 @@ def test_polyps_that_the_list_lacks_are_an_error_or_dropped(tmp_path, folds):
     ("change", "message"),
     [
         (lambda rows: rows[0].__setitem__(-1, (rows[0][-1] + 1) % 6), r"is in folds \d and \d; expected one"),
-        (lambda rows: rows[4].__setitem__(-1, "x"), "line 6: kfold_id is 'x'; expected an integer"),
-        (lambda rows: rows[4].__setitem__(0, "CVC"), "the database 'CVC' is unknown; expected a name with REAL or SUN"),
-        (lambda rows: rows.pop(0) and rows[0].pop(), "not a CSV file"),
-        (lambda rows: [row.__setitem__(-1, 1) for row in rows], "num_folds is 2"),
+        (lambda rows: rows[4].__setitem__(-1, "x"), "line 6: kfold_id: expected an integer >= 0, found 'x'"),
+        (
+            lambda rows: rows[4].__setitem__(0, "CVC"),
+            "line 6: database: expected a name with REAL or SUN in it, found 'CVC'",
+        ),
+        (lambda rows: rows.pop(0) and rows[0].pop(), "line 2: expected 13 cells, as in line 1"),
+        (lambda rows: rows[3].append(""), "line 5: expected 13 cells, as in line 1"),
+        (lambda rows: [row.__setitem__(-1, 1) for row in rows], "num_folds: expected an integer >= 3, found 2"),
     ],
 )
 def test_official_lists_that_are_refused(tmp_path, folds, change, message):
@@ -119,7 +122,7 @@ def test_official_lists_that_are_refused(tmp_path, folds, change, message):
 
 
 def test_an_official_list_without_its_columns(tmp_path):
-    with pytest.raises(ValueError, match=r"lacks the columns \['kfold_id'\]"):
+    with pytest.raises(ValueError, match=r"columns \['kfold_id'\] are missing"):
         import_official(write_list(tmp_path / "list.csv", [["SUN", "1", "1"]], HEADER[:3]), TABLE)
 
 

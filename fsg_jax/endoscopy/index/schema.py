@@ -1,34 +1,27 @@
-"""The index of polyp boxes: its columns, its order and its file."""
+"""The index of polyp boxes: its columns, the order of its rows, and its file."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from jaxtyping import Int64
+
+from fsg_jax._files import replacing
 from fsg_jax.data.extras import import_extra
 
 Table: TypeAlias = Any
 """A `pyarrow.Table` with the columns of `COLUMNS`."""
 
-COLUMNS: dict[str, str] = {
-    "dataset": "string",
-    "video_id": "string",
-    "patient_id": "string",
-    "polyp_id": "string",
-    "frame_id": "string",
-    "image_path": "string",
-    "mask_path": "string",
-    "width": "int32",
-    "height": "int32",
-    "xmin": "int32",
-    "ymin": "int32",
-    "xmax": "int32",
-    "ymax": "int32",
-    "size_mm": "float32",
-    "size_censored": "bool",
-    "synthetic": "bool",
-}
+Rows = Int64[np.ndarray, " rows"]
+"""Row numbers, or one number a row."""
+
+_TEXTS = ("dataset", "video_id", "patient_id", "polyp_id", "frame_id", "image_path", "mask_path")
+_BOX = ("xmin", "ymin", "xmax", "ymax")
+COLUMNS = dict.fromkeys(_TEXTS, "string") | dict.fromkeys(("width", "height", *_BOX), "int32")
+COLUMNS |= {"size_mm": "float32", "size_censored": "bool", "synthetic": "bool"}
 """Name and Arrow type of every column; one row is one polyp in one frame.
 
 Paths are relative to the dataset's root, with forward slashes. `mask_path` is null where there is no segmentation,
@@ -38,13 +31,13 @@ in pixels of the frame, inside it. `size_censored`: the polyp is `size_mm` or la
 
 METADATA = b"fsg_jax.index"
 _NULLABLE = ("mask_path", "size_mm")
+_SEPARATOR = "\0"
 
 
 def index_schema() -> Any:
     """The `pyarrow.Schema` of an index."""
     pa = import_extra("pyarrow", "endoscopy")
-    types = {"string": pa.string(), "int32": pa.int32(), "float32": pa.float32(), "bool": pa.bool_()}
-    return pa.schema([pa.field(name, types[kind], nullable=name in _NULLABLE) for name, kind in COLUMNS.items()])
+    return pa.schema([pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in COLUMNS.items()])
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -53,10 +46,38 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part)
 
 
-def sort_index(table: Table) -> Table:
-    """The rows by dataset, polyp, frame and box in natural order, whatever order they came in."""
-    from fsg_jax.endoscopy.index.sort import natural_order  # which imports this module
+def key_codes(table: Table, columns: Sequence[str]) -> tuple[Rows, list[tuple[str, ...]]]:
+    """Numbers the distinct values of string columns.
 
+    Args:
+      table: an index.
+      columns: names of string columns without nulls.
+
+    Returns:
+      ``(codes, keys)``: row ``i`` holds the values ``keys[codes[i]]``; keys are in order of first appearance.
+    """
+    pa, pc = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.compute", "endoscopy")
+    joined = pc.binary_join_element_wise(*(table.column(name) for name in columns), _SEPARATOR)
+    encoded = pa.concat_arrays(joined.chunks or [pa.array([], pa.string())]).dictionary_encode()
+    keys = [tuple(text.split(_SEPARATOR)) for text in encoded.dictionary.to_pylist()]
+    return encoded.indices.to_numpy().astype(np.int64), keys
+
+
+def natural_order(table: Table) -> Rows:
+    """Row numbers by dataset, polyp and frame in natural order, then by box; the same frames for any order of rows."""
+    texts = [_ranks(table, name) for name in ("dataset", "polyp_id", "frame_id", "image_path")]
+    return np.lexsort([*texts, *(table.column(name).to_numpy() for name in _BOX)][::-1])
+
+
+def _ranks(table: Table, name: str) -> Rows:
+    codes, keys = key_codes(table, [name])
+    ranks = np.empty(len(keys), np.int64)
+    ranks[sorted(range(len(keys)), key=lambda i: natural_key(keys[i][0]))] = np.arange(len(keys))
+    return ranks[codes]
+
+
+def sort_index(table: Table) -> Table:
+    """The rows in `natural_order`."""
     return table.take(natural_order(table))
 
 
@@ -68,13 +89,11 @@ def write_index(table: Table, path: Path, roots: Mapping[str, str]) -> None:
     """
     pq = import_extra("pyarrow.parquet", "endoscopy")
     table = check_index(table, str(path))
-    missing = set(table.column("dataset").unique().to_pylist()) - set(roots)
-    if missing:
+    if missing := set(table.column("dataset").unique().to_pylist()) - set(roots):
         raise ValueError(f"roots: expected the folder of every dataset, found none for {sorted(missing)}")
     table = sort_index(table).replace_schema_metadata({METADATA: json.dumps({"roots": dict(roots)})})
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
@@ -118,11 +137,9 @@ def check_index(table: Table, origin: str) -> Table:
       ValueError: columns are missing or of another type, or a value is null that must not be.
     """
     pa = import_extra("pyarrow", "endoscopy")
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(f"{origin}: the index lacks columns {missing}; expected {list(COLUMNS)}")
-    nulls = [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]
-    if nulls:
+    if nulls := [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]:
         raise ValueError(f"{origin}: columns {nulls} have empty values; only {list(_NULLABLE)} may")
     try:
         return table.select(list(COLUMNS)).cast(index_schema())

@@ -4,13 +4,14 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsg_jax.endoscopy.readers.boxes import FittedBox
-from fsg_jax.endoscopy.readers.reasons import Event, Reason
+from fsg_jax.endoscopy.readers.boxes import Box, fit_box
+from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
 from fsg_jax.endoscopy.readers.verify import Verify
 
@@ -27,13 +28,19 @@ class Chunk(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One frame: its ids, its image relative to the root, and its size in pixels."""
+    """One frame: its ids, its image and mask relative to the root, and its size in pixels."""
 
     video_id: str
     frame_id: str
     image_path: str
     width: int
     height: int
+    mask_path: str | None = None
+
+    def row(self, polyp_id: str, box: Box, size: Size, **others: str | bool) -> dict[str, Any]:
+        """One row of the index; `others` are dataset, patient_id and synthetic."""
+        sizes = {"size_mm": size.mm, "size_censored": size.censored}
+        return {**self._asdict(), "polyp_id": polyp_id, **box._asdict(), **sizes, **others}
 
 
 @dataclass
@@ -44,12 +51,28 @@ class Part:
     events: list[Event] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def note_box(self, fitted: FittedBox, file: str, item: str) -> None:
-        """Notes a box that was rounded or clipped."""
-        if fitted.rounded:
-            self.events.append(Event(file, item, Reason.ROUNDED, f"to {tuple(fitted.box)}"))
-        if fitted.clipped:
-            self.events.append(Event(file, item, Reason.CLIPPED, f"to {tuple(fitted.box)}"))
+    @contextmanager
+    def dropping(self, file: str, item: str = "") -> Iterator[None]:
+        """A `RefusedError` ends the block, and becomes an event."""
+        try:
+            yield
+        except RefusedError as error:
+            self.events.append(error.event(file, item))
+
+    def fit_box(
+        self, corners: Sequence[str], size: tuple[int, int], file: str, item: str, *, again: bool = False
+    ) -> Box:
+        """Returns the box inside a frame of `size`, see `boxes.fit_box`; notes where it was rounded or clipped.
+
+        Raises:
+          RefusedError: the box cannot be used, or it is `again` one of the same polyp in the same frame.
+        """
+        box, rounded, clipped = fit_box(corners, *size)
+        if again:
+            raise RefusedError(Reason.DUPLICATE_BOX, f"{tuple(box)} after another")
+        notes = [note for note, holds in ((Note.ROUNDED, rounded), (Note.CLIPPED, clipped)) if holds]
+        self.events += [Event(file, item, note, f"to {tuple(box)}") for note in notes]
+        return box
 
 
 @dataclass(frozen=True)
@@ -79,17 +102,10 @@ class Layout(ABC):
         """What is odd about the dataset as a whole."""
         return self.sizes.events
 
-    def row(self, frame: Frame, polyp_id: str, fitted: FittedBox, size: Size) -> dict[str, Any]:
-        """One row of the index."""
+    def row(self, frame: Frame, polyp_id: str, box: Box, size: Size) -> dict[str, Any]:
+        """One row of the index; a video without a patient is a patient of its own."""
         patient = self.patients.get(frame.video_id, frame.video_id)
-        ids = {"dataset": self.name, "patient_id": patient, "polyp_id": polyp_id}
-        return index_row(frame, fitted, size, **ids, synthetic=self.synthetic)
-
-
-def index_row(frame: Frame, fitted: FittedBox, size: Size, **others: str | bool) -> dict[str, Any]:
-    """One row of the index; `others` are dataset, patient_id, polyp_id and synthetic."""
-    sizes = {"size_mm": size.mm, "size_censored": size.censored}
-    return {**frame._asdict(), "mask_path": None, **fitted.box._asdict(), **sizes, **others}
+        return frame.row(polyp_id, box, size, dataset=self.name, patient_id=patient, synthetic=self.synthetic)
 
 
 class FileStat(NamedTuple):
@@ -116,7 +132,7 @@ def _file_stat(entry: os.DirEntry[str]) -> FileStat:
 
 
 def list_names(folder: Path) -> list[str]:
-    """As `list_files`, but the names only; none if there is no such folder."""
+    """The names of `list_files` only, without looking at the files; none if there is no such folder."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -131,10 +147,22 @@ def fingerprint(values: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def read_bytes(path: str, limit: int) -> bytes:
-    """At most the first `limit` bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read(min(limit, os.fstat(file.fileno()).st_size))
+def read_annotation(path: str, limit: int) -> bytes:
+    """Reads an annotation file whole.
+
+    Raises:
+      RefusedError: the file cannot be read, is empty, or has more than `limit` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(min(limit + 1, os.fstat(file.fileno()).st_size))
+    except OSError as error:
+        raise RefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
+    if not data:
+        raise RefusedError(Reason.EMPTY_FILE, "no bytes")
+    if len(data) > limit:
+        raise RefusedError(Reason.LARGE_FILE, f"more than {limit} bytes")
+    return data
 
 
 def check_root(root: Path) -> Path:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsg_jax.data.extras import import_extra
-from fsg_jax.endoscopy.readers.reasons import Reason, RefusedError
+from fsg_jax.endoscopy.readers.reports import Reason, RefusedError
 
 Verify = Literal["decode", "header", "none"]
 _TAIL = 4096  # some writers pad after the end marker
 
 
 def check_frame(path: Path, verify: Verify) -> tuple[int, int]:
-    """Width and height of the image.
+    """Checks an image, and returns its width and height.
 
     Args:
       path: the image.
