@@ -13,7 +13,7 @@ from experiments.endoscopy import index as command
 from experiments.errors import UserError
 from experiments.run_folder import BusyError, RunFolder
 from fsg_jax.endoscopy.index.schema import read_index
-from fsg_jax.endoscopy.readers import layout, real_colon
+from fsg_jax.endoscopy.readers import real_colon
 from fsg_jax.endoscopy.readers.indexing import build_index
 from fsg_jax.endoscopy.readers.parallel import map_bounded
 from fsg_jax.endoscopy.readers.real_colon import open_real_colon
@@ -43,24 +43,7 @@ def contents(out: Path) -> list[bytes]:
     return [(out / name).read_bytes() for name in OUTPUTS]
 
 
-scandir = os.scandir
-
-
-class Backwards:
-    """`os.scandir` from the last entry to the first."""
-
-    def __init__(self, path: Path) -> None:
-        self.entries = scandir(path)
-
-    def __enter__(self):
-        return iter(sorted(self.entries, key=lambda entry: entry.name, reverse=True))
-
-    def __exit__(self, *_: object) -> None:
-        self.entries.close()
-
-
 def test_the_order_of_folders_and_the_size_of_chunks_change_nothing(roots, indexes, tmp_path, monkeypatch):
-    monkeypatch.setattr(layout.os, "scandir", Backwards)
     monkeypatch.setattr(real_colon, "FILES_PER_CHUNK", 4)
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))

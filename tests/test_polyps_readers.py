@@ -486,7 +486,7 @@ def test_a_fitted_box_is_inside_and_keeps_the_pixels_of_the_frame(corners):
         with pytest.raises(RefusedError, match=Reason.SWAPPED if swapped else Reason.OUTSIDE):
             fit_box(texts, 64, 48)
         return
-    box = fit_box(texts, 64, 48).box
+    box, _ = fit_box(texts, 64, 48)
     assert 0 <= box.xmin < box.xmax <= 64
     assert 0 <= box.ymin < box.ymax <= 48
     assert abs(box.xmin - min(max(xmin, 0), 64)) <= 0.5
@@ -494,7 +494,7 @@ def test_a_fitted_box_is_inside_and_keeps_the_pixels_of_the_frame(corners):
 
 
 def test_halves_are_rounded_up():
-    assert fit_box(["0.5", "1.5", "2.5", "+3e0"], 64, 48) == (Box(1, 2, 3, 3), True, False)
+    assert fit_box(["0.5", "1.5", "2.5", "+3e0"], 64, 48) == (Box(1, 2, 3, 3), [Note.ROUNDED])
 
 
 def test_an_annotation():

@@ -173,17 +173,17 @@ def _reference_order(key: PolypKey) -> tuple[Any, ...]:
 
 def _group_numbers(table: Table, keys: list[PolypKey], group: str) -> Int64[np.ndarray, " polyps"]:
     """A number for each polyp; the same where polyps are of one group, directly or by way of a third."""
-    sparse = import_extra("scipy.sparse", "endoscopy")
-    pairs = table.group_by(list(dict.fromkeys(["dataset", "polyp_id", GROUPS[group]]))).aggregate([]).to_pylist()
-    polyps = {key: i for i, key in enumerate(keys)}
-    names: dict[PolypKey, int] = {}
-    left = [polyps[row["dataset"], row["polyp_id"]] for row in pairs]
-    right = [names.setdefault((row["dataset"], row[GROUPS[group]]), len(keys) + len(names)) for row in pairs]
-    size = len(keys) + len(names)
-    graph = sparse.coo_array((np.ones(len(pairs)), (left, right)), shape=(size, size))
-    _, parts = sparse.csgraph.connected_components(graph, directed=False)
-    _, first, numbers = np.unique(parts[: len(keys)], return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[numbers]  # by first polyp, whatever the order of rows
+    above: dict[tuple[str, ...], tuple[str, ...]] = {}  # a forest: what leads to one root is one group
+
+    def root_of(node: tuple[str, ...]) -> tuple[str, ...]:
+        while (parent := above.setdefault(node, node)) != node:
+            node = parent
+        return node
+
+    for row in table.group_by(list(dict.fromkeys(["dataset", "polyp_id", GROUPS[group]]))).aggregate([]).to_pylist():
+        above[root_of((row["dataset"], row["polyp_id"]))] = root_of((group, row["dataset"], row[GROUPS[group]]))
+    numbers: dict[tuple[str, ...], int] = {}
+    return np.array([numbers.setdefault(root_of(key), len(numbers)) for key in keys])
 
 
 def _check_enough(labels: np.ndarray, groups: np.ndarray, num_folds: int, group: str) -> None:

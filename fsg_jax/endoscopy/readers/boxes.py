@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fsg_jax.endoscopy.readers.reports import Reason, RefusedError
+from fsg_jax.endoscopy.readers.reports import Note, Reason, RefusedError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -20,16 +20,8 @@ class Box(NamedTuple):
     ymax: int
 
 
-class FittedBox(NamedTuple):
-    """A box inside its frame, and what was done to it."""
-
-    box: Box
-    rounded: bool
-    clipped: bool
-
-
-def fit_box(corners: Sequence[str], width: int, height: int) -> FittedBox:
-    """Returns the box rounded to whole pixels (halves up) and clipped to the frame.
+def fit_box(corners: Sequence[str], width: int, height: int) -> tuple[Box, list[Note]]:
+    """Returns the box rounded to whole pixels (halves up) and clipped to the frame, and notes on which of these it was.
 
     Args:
       corners: xmin, ymin, xmax, ymax as written; max is exclusive.
@@ -49,7 +41,8 @@ def fit_box(corners: Sequence[str], width: int, height: int) -> FittedBox:
     box = Box(max(whole.xmin, 0), max(whole.ymin, 0), min(whole.xmax, width), min(whole.ymax, height))
     if box.xmin >= box.xmax or box.ymin >= box.ymax:
         raise RefusedError(Reason.OUTSIDE, f"{_describe(corners)} in a frame of {width}x{height}")
-    return FittedBox(box, rounded=list(whole) != values, clipped=box != whole)
+    changes = {Note.ROUNDED: list(whole) != values, Note.CLIPPED: box != whole}
+    return box, [note for note, changed in changes.items() if changed]
 
 
 def parse_pixels(text: str, name: str) -> int:

@@ -86,7 +86,9 @@ def _is_done(part: Path, chunk: Chunk) -> bool:
 
 def _read_chunk(layout: Layout, out: Path, chunk: Chunk) -> int:
     """Reads a chunk into a part, and returns the number of its files; in a worker process."""
-    write_text(_part(out, chunk), json.dumps({"key": chunk.key, **vars(layout.read(chunk))}))
+    part = layout.read(chunk)
+    part.counts["files"] = len(chunk.files)
+    write_text(_part(out, chunk), json.dumps({"key": chunk.key, **vars(part)}))
     return len(chunk.files)
 
 
@@ -100,6 +102,5 @@ def _merge(layout: Layout, parts: list[Path], tables: list[Table], counts: Count
         tables.append(from_rows(found["rows"]))
         indexed.update(row["polyp_id"] for row in found["rows"])
         yield from (Event(*event) for event in found["events"])
-    listed = layout.sizes.sizes.keys() | layout.sizes.refused.keys()
-    for polyp in sorted(listed - indexed, key=natural_key):
+    for polyp in sorted(layout.sizes.polyps.keys() - indexed, key=natural_key):
         yield Event(layout.sizes.table, polyp, Note.NO_BOX, "")

@@ -103,16 +103,14 @@ class Kvasir(layout.Layout):
         """The frames in chunks."""
         for start in range(0, len(self.entries), FRAMES_PER_CHUNK):
             some = self.entries[start : start + FRAMES_PER_CHUNK]
-            images = tuple(entry.image for entry in some)
-            yield Chunk(f"frames.{start:06d}", str(start), images, layout.fingerprint(some))
+            yield Chunk(f"frames.{start:06d}", "", some, layout.fingerprint(some))
 
     def read(self, chunk: Chunk) -> Part:
         """Reads the boxes, images and masks of the chunk."""
-        part, start = Part(), int(chunk.group)
-        for entry in self.entries[start : start + len(chunk.files)]:
+        part = Part()
+        for entry in chunk.files:
             with part.dropping(entry.image, entry.kvasir_id):
                 self._read_entry(entry, part)
-        part.counts["files"] += len(chunk.files)
         return part
 
     def _read_entry(self, entry: Entry, part: Part) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsg_jax.endoscopy.readers.boxes import Box, fit_box
-from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
+from fsg_jax.endoscopy.readers.reports import Event, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
 from fsg_jax.endoscopy.readers.verify import Verify
 
@@ -19,11 +19,11 @@ SYNTHETIC = "SYNTHETIC.json"
 
 
 class Chunk(NamedTuple):
-    """Files that are read together. `key` changes when the files do; `name` is unique in a dataset."""
+    """What is read together: files of one `group`. `key` changes when they do; `name` is unique in a dataset."""
 
     name: str
     group: str
-    files: tuple[str, ...]
+    files: tuple[Any, ...]
     key: str
 
 
@@ -67,10 +67,9 @@ class Part:
         Raises:
           RefusedError: the box cannot be used, or it is `again` one of the same polyp in the same frame.
         """
-        box, rounded, clipped = fit_box(corners, *size)
+        box, notes = fit_box(corners, *size)
         if again:
             raise RefusedError(Reason.DUPLICATE_BOX, f"{tuple(box)} after another")
-        notes = [note for note, holds in ((Note.ROUNDED, rounded), (Note.CLIPPED, clipped)) if holds]
         self.events += [Event(file, item, note, f"to {tuple(box)}") for note in notes]
         return box
 
@@ -108,35 +107,20 @@ class Layout(ABC):
         return frame.row(polyp_id, box, size, dataset=self.name, patient_id=patient, synthetic=self.synthetic)
 
 
-class FileStat(NamedTuple):
-    """A file of a folder; `name` comes first to sort by."""
-
-    name: str
-    size: int
-    modified: int
-
-
-def list_files(folder: Path) -> list[FileStat]:
-    """What is in a folder in the order of the names (shorter ones first, so numbers are in order)."""
-    with os.scandir(folder) as entries:
-        files = [_file_stat(entry) for entry in entries]
-    return sorted(files, key=lambda file: (len(file.name), file.name))
-
-
-def _file_stat(entry: os.DirEntry[str]) -> FileStat:
-    try:
-        stat = entry.stat()
-    except OSError:  # such as a broken link; reading it fails too, and is reported
-        return FileStat(entry.name, 0, 0)
-    return FileStat(entry.name, stat.st_size, stat.st_mtime_ns)
-
-
 def list_names(folder: Path) -> list[str]:
-    """The names of `list_files` only, without looking at the files; none if there is no such folder."""
+    """What is in a folder, shorter names first, so that numbers are in order; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
+    return sorted(os.listdir(folder), key=lambda name: (len(name), name))
+
+
+def stamp(path: str) -> str:
+    """Size and time of a file, which change when it does; nothing for a broken link, which cannot be read either."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def fingerprint(values: Iterable[object]) -> str:

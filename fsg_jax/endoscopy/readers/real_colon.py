@@ -77,13 +77,13 @@ class RealColon(layout.Layout):
     def chunks(self) -> Iterator[Chunk]:
         """The annotations of each video in chunks, and one chunk without files that compares its two folders."""
         for video, folder in self.videos.items():
-            files = layout.list_files(self.root / folder)
-            for number, start in enumerate(range(0, len(files), FILES_PER_CHUNK)):
-                some = files[start : start + FILES_PER_CHUNK]
-                names = tuple(file.name for file in some)
-                yield Chunk(f"{video}.{number:05d}", video, names, layout.fingerprint(some))
+            names = list_names(self.root / folder)
+            for number, start in enumerate(range(0, len(names), FILES_PER_CHUNK)):
+                some = tuple(names[start : start + FILES_PER_CHUNK])
+                stamps = (f"{name} {layout.stamp(os.path.join(self.root, folder, name))}" for name in some)
+                yield Chunk(f"{video}.{number:05d}", video, some, layout.fingerprint(stamps))
             if self.verify != "none":
-                compared = (*(file.name for file in files), "frames:", *list_names(self.root / f"{video}_frames"))
+                compared = (*names, "frames:", *list_names(self.root / f"{video}_frames"))
                 yield Chunk(f"{video}.frames", video, (), layout.fingerprint(compared))
 
     def read(self, chunk: Chunk) -> Part:
@@ -97,7 +97,6 @@ class RealColon(layout.Layout):
                 self._read_file(file, chunk.group, part)
             except RefusedError as error:
                 part.events.append(error.event(file))
-        part.counts["files"] += len(chunk.files)
         return part
 
     def _read_file(self, file: str, video: str, part: Part) -> None:

@@ -121,9 +121,9 @@ def _row(cells: Mapping[str, str], dataset: str, root: Path) -> tuple[dict[str, 
         polyp, frame = str(int(polyp)), str(int(frame))
     video, size = polyp.split("_")[0], parse_size(cells["gt"])
     width, height = (parse_pixels(cells[name], name) for name in ("width", "height"))
-    fitted = fit_box([cells[f"bbox_{name}"] for name in CORNERS], width, height)
+    box, notes = fit_box([cells[f"bbox_{name}"] for name in CORNERS], width, height)
     image = Frame(video, frame, _relative(cells["frame_path"], dataset, root), width, height)
-    return image.row(polyp, fitted.box, size, dataset=dataset, patient_id=video), fitted.clipped
+    return image.row(polyp, box, size, dataset=dataset, patient_id=video), Note.CLIPPED in notes
 
 
 def _relative(text: str, dataset: str, root: Path) -> str:

@@ -47,10 +47,9 @@ def parse_size(text: str) -> Size:
 
 @dataclass(frozen=True)
 class PolypSizes:
-    """The polyps of a dataset by id: those with a size, those refused, and what was odd about the table."""
+    """The size of every polyp of a dataset, or why it is refused, and what was odd about the table."""
 
-    sizes: dict[str, Size] = field(default_factory=dict)
-    refused: dict[str, RefusedError] = field(default_factory=dict)
+    polyps: dict[str, Size | RefusedError] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     table: str = "the table of sizes"
 
@@ -60,9 +59,10 @@ class PolypSizes:
         Raises:
           RefusedError: it is not in the table, or has no size there that can be used.
         """
-        if (size := self.sizes.get(polyp_id)) is not None:
-            return size
-        raise self.refused.get(polyp_id) or RefusedError(Reason.UNKNOWN_POLYP, f"{polyp_id!r} is not in {self.table}")
+        found = self.polyps.get(polyp_id)
+        if isinstance(found, Size):
+            return found
+        raise found or RefusedError(Reason.UNKNOWN_POLYP, f"{polyp_id!r} is not in {self.table}")
 
 
 def read_sizes(path: Path, id_column: str, size_column: str, parse_id: Callable[[str], str] = str) -> PolypSizes:
@@ -99,9 +99,9 @@ def read_sizes(path: Path, id_column: str, size_column: str, parse_id: Callable[
             if others := [text for text in rest if text != first]:
                 detail = f"{polyp!r} has sizes {first!r} and {others[-1]!r} in {path.name}"
                 raise RefusedError(Reason.CONFLICTING_SIZES, detail)
-            table.sizes[polyp] = parse_size(first)
+            table.polyps[polyp] = parse_size(first)
         except RefusedError as error:
-            table.refused[polyp] = error
+            table.polyps[polyp] = error
     return table
 
 

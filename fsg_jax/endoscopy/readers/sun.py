@@ -31,6 +31,8 @@ from fsg_jax.endoscopy.readers.verify import Verify, check_frame
 SIZES = "metadata/sun_dataset_labels.csv"
 MAX_BYTES = 64 << 20
 _CASE = re.compile(r"(?:case)?(\d+)", re.ASCII | re.I)
+_FOLDER = re.compile(r"case(\d+)", re.ASCII | re.I)
+_ANNOTATION = re.compile(r"(?i:case)?(\d+)\.txt", re.ASCII)
 _IMAGE = re.compile(r"image_?(\d+)\.jpe?g", re.ASCII | re.I)
 _COMMA = re.compile(r"\s*,\s*")
 _PARTS = "sundatabase_positive_part"
@@ -60,7 +62,16 @@ def open_sun(
     """
     root = layout.check_root(root)
     table = read_sizes(sizes or root / SIZES, "ID", "Size", _case_number)
-    annotations, folders = _find_annotations(root), _find_folders(root)
+    parts = [f"{name}/" for name in sorted(os.listdir(root), key=natural_key) if name.startswith(_PARTS)]
+    files = _by_case(root, [f"{parent}annotation_txt/" for parent in (*parts, "")], _ANNOTATION)
+    if not files:
+        raise FileNotFoundError(f"{root}: no annotation_txt/case*.txt, neither here nor under {_PARTS}*; expected SUN")
+    for case, found in files.items():
+        if len(found) > 1:
+            raise ValueError(f"{root}: case {case} has two annotation files, {found[0]} and {found[1]}")
+    annotations = {case: found[0] for case, found in files.items()}
+    named = _by_case(root, (*parts, "", "renamed/"), _FOLDER)
+    folders = {case: [folder for folder in found if (root / folder).is_dir()] for case, found in named.items()}
     return Sun(name, root, verify, table, patients or {}, layout.is_synthetic(root), annotations, folders)
 
 
@@ -69,12 +80,12 @@ class Sun(layout.Layout):
     """SUN on disk: by case number, the annotation file and the folders of frames, distributed ones first."""
 
     annotations: Mapping[str, str]
-    folders: Mapping[str, tuple[str, ...]]
+    folders: Mapping[str, list[str]]
 
     def events(self) -> list[Event]:
         """Also the cases that have frames but no annotations."""
-        missing = sorted(self.folders.keys() - self.annotations.keys(), key=natural_key)
-        return super().events() + [Event(self.folders[case][0], "", Note.NO_FOLDER, "") for case in missing]
+        missing = [folders[0] for case, folders in self.folders.items() if folders and case not in self.annotations]
+        return super().events() + [Event(folder, "", Note.NO_FOLDER, "") for folder in missing]
 
     def count_files(self) -> int:
         """Number of annotation files."""
@@ -83,14 +94,12 @@ class Sun(layout.Layout):
     def chunks(self) -> Iterator[Chunk]:
         """One chunk a case."""
         for case, file in self.annotations.items():
-            stat = os.stat(self.root / file)
-            key = layout.fingerprint((stat.st_size, stat.st_mtime_ns, *self._images(case).values()))
+            key = layout.fingerprint((layout.stamp(os.path.join(self.root, file)), *self._images(case).values()))
             yield Chunk(f"case{case}", case, (file,), key)
 
     def read(self, chunk: Chunk) -> Part:
         """Reads the lines of one case, and checks the images of those with a polyp."""
         file, part = chunk.files[0], Part()
-        part.counts["files"] += 1
         with part.dropping(file):
             boxes, malformed = parse_lines(layout.read_annotation(os.path.join(self.root, file), MAX_BYTES))
             part.events += [error.event(file, f"line {line}") for line, error in malformed]
@@ -210,33 +219,11 @@ def _case_number(text: str) -> str:
     return str(int(match[1]))
 
 
-def _part_folders(root: Path) -> list[str]:
-    """The folders that may hold cases and annotations, relative to `root`."""
-    parts = [name for name in sorted(os.listdir(root), key=natural_key) if name.startswith(_PARTS)]
-    return [*(f"{name}/" for name in parts if (root / name).is_dir()), ""]
-
-
-def _find_annotations(root: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for folder in _part_folders(root):
-        for name in list_names(root / folder / "annotation_txt"):
-            stem, suffix = os.path.splitext(name)
-            if suffix != ".txt" or _CASE.fullmatch(stem) is None:
-                continue
-            case, file = _case_number(stem), f"{folder}annotation_txt/{name}"
-            if case in found:
-                raise ValueError(f"{root}: case {case} has two annotation files, {found[case]} and {file}")
-            found[case] = file
-    if not found:
-        raise FileNotFoundError(f"{root}: no annotation_txt/case*.txt, neither here nor under {_PARTS}*; expected SUN")
-    return dict(sorted(found.items(), key=lambda pair: natural_key(pair[0])))
-
-
-def _find_folders(root: Path) -> dict[str, tuple[str, ...]]:
-    folders: dict[str, tuple[str, ...]] = {}
-    for parent in (*_part_folders(root), "renamed/"):
+def _by_case(root: Path, parents: Sequence[str], pattern: re.Pattern[str]) -> dict[str, list[str]]:
+    """What matches `pattern` in the parents, relative to `root`, by the number of the case in natural order."""
+    found: dict[str, list[str]] = {}
+    for parent in parents:
         for name in list_names(root / parent):
-            if name.lower().startswith("case") and _CASE.fullmatch(name) and (root / parent / name).is_dir():
-                case = _case_number(name)
-                folders[case] = (*folders.get(case, ()), f"{parent}{name}")
-    return folders
+            if match := pattern.fullmatch(name):
+                found.setdefault(str(int(match[1])), []).append(f"{parent}{name}")
+    return dict(sorted(found.items(), key=lambda pair: natural_key(pair[0])))
