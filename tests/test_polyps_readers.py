@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fsg_jax.endoscopy.index.schema import read_index
 from fsg_jax.endoscopy.readers.boxes import Box, fit_box
 from fsg_jax.endoscopy.readers.indexing import build_index
+from fsg_jax.endoscopy.readers.layout import Part
 from fsg_jax.endoscopy.readers.real_colon import MAX_BYTES, open_real_colon
 from fsg_jax.endoscopy.readers.reports import Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import Size, parse_size, read_patients, read_sizes
@@ -510,6 +511,6 @@ def test_no_bytes_do_more_than_be_refused(junk, at):
     for data in (junk, (text := xml_text([(P, FINE)]).encode())[:at] + junk + text[at:]):
         with contextlib.suppress(RefusedError):
             parse_annotation(data)
-        boxes, malformed = parse_lines(data)
+        boxes = parse_lines(data, "case1.txt", part := Part())
         assert all(len(box.corners) == 4 for found in boxes.values() for box in found)
-        assert all(error.reason is Reason.MALFORMED_LINE for _, error in malformed)
+        assert all(event.reason is Reason.MALFORMED_LINE for event in part.events)

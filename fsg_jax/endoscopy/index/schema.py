@@ -103,31 +103,25 @@ def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
       FileNotFoundError: a path does not exist.
       ValueError: a file is no index, or two indexes hold the same dataset.
     """
-    pa = import_extra("pyarrow", "endoscopy")
+    if not paths:
+        raise ValueError("read_index: expected at least one path, found none")
+    pa, pq = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.parquet", "endoscopy")
     tables: list[Table] = []
     roots: dict[str, Path] = {}
-    for path in paths:
-        table, found = _read(Path(path))
+    for path in map(Path, paths):
+        file = path / "index.parquet" if path.is_dir() else path
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such file; expected an index (make one with the index command)")
+        try:
+            table = pq.read_table(file)
+            found = json.loads(table.schema.metadata[METADATA])["roots"]
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not an index of polyp boxes ({type(error).__name__}: {error})") from error
         if twice := sorted(found.keys() & roots.keys()):
             raise ValueError(f"{path}: dataset {twice[0]!r} is in an index before it too; expected each in one index")
-        tables.append(table)
-        roots |= found
-    if not tables:
-        raise ValueError("read_index: expected at least one path, found none")
+        tables.append(check_index(table, str(file)).replace_schema_metadata(None))
+        roots |= {name: Path(root) for name, root in found.items()}
     return sort_index(pa.concat_tables(tables)), roots
-
-
-def _read(path: Path) -> tuple[Table, dict[str, Path]]:
-    pa, pq = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.parquet", "endoscopy")
-    file = path / "index.parquet" if path.is_dir() else path
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file; expected an index (make one with the index command)")
-    try:
-        table = pq.read_table(file)
-        roots = json.loads(table.schema.metadata[METADATA])["roots"]
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}: not an index of polyp boxes ({type(error).__name__}: {error})") from error
-    return check_index(table, str(file)).replace_schema_metadata(None), {k: Path(v) for k, v in roots.items()}
 
 
 def check_index(table: Table, origin: str) -> Table:

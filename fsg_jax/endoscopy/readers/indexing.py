@@ -94,7 +94,7 @@ def _read_chunk(layout: Layout, out: Path, chunk: Chunk) -> int:
 
 def _merge(layout: Layout, parts: list[Path], tables: list[Table], counts: Counter[str]) -> Iterator[Event]:
     """All events, of one part at a time; rows and counts of the parts are added to `tables` and `counts`."""
-    yield from layout.events()
+    yield from layout.events
     indexed: set[str] = set()
     for part in parts:
         found = read_json(part)

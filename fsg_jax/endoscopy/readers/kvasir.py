@@ -78,7 +78,7 @@ def open_kvasir(root: Path, *, name: str = "kvasir_seg", verify: Verify = "decod
         raise FileNotFoundError(f"{root}: found no boxes; {expected}")
     entries, events = _read_csv(found[0]) if found[0].name == CSV_FILE else _read_json(found[0])
     entries.sort(key=lambda entry: natural_key(entry.kvasir_id))
-    return Kvasir(name, root, verify, PolypSizes(events=events), {}, layout.is_synthetic(root), tuple(entries))
+    return Kvasir(name, root, verify, PolypSizes(), {}, layout.is_synthetic(root), events, tuple(entries))
 
 
 def read_kvasir(root: str | os.PathLike) -> tuple[Table, list[Event]]:
@@ -86,7 +86,7 @@ def read_kvasir(root: str | os.PathLike) -> tuple[Table, list[Event]]:
     kvasir = open_kvasir(Path(root))
     parts = [kvasir.read(chunk) for chunk in kvasir.chunks()]
     events = [event for part in parts for event in part.events]
-    return from_rows(row for part in parts for row in part.rows), kvasir.events() + events
+    return from_rows(row for part in parts for row in part.rows), kvasir.events + events
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,6 @@ class Kvasir(layout.Layout):
     """Kvasir-SEG on disk: its frames in natural order of their ids."""
 
     entries: tuple[Entry, ...]
-
-    def count_files(self) -> int:
-        """Number of annotated frames."""
-        return len(self.entries)
 
     def chunks(self) -> Iterator[Chunk]:
         """The frames in chunks."""

@@ -76,7 +76,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """A dataset on disk; picklable, for it is sent to worker processes."""
+    """A dataset on disk, and what is odd about it as a whole; picklable, for it is sent to worker processes."""
 
     name: str
     root: Path
@@ -84,6 +84,7 @@ class Layout(ABC):
     sizes: PolypSizes
     patients: Mapping[str, str]
     synthetic: bool
+    events: list[Event]
 
     @abstractmethod
     def chunks(self) -> Iterator[Chunk]:
@@ -93,13 +94,9 @@ class Layout(ABC):
     def read(self, chunk: Chunk) -> Part:
         """Reads one chunk."""
 
-    @abstractmethod
     def count_files(self) -> int:
         """Number of annotation files, without reading them."""
-
-    def events(self) -> list[Event]:
-        """What is odd about the dataset as a whole."""
-        return self.sizes.events
+        return sum(len(chunk.files) for chunk in self.chunks())
 
     def row(self, frame: Frame, polyp_id: str, box: Box, size: Size) -> dict[str, Any]:
         """One row of the index; a video without a patient is a patient of its own."""

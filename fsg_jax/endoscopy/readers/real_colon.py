@@ -23,7 +23,7 @@ from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, list_names
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import Size, read_sizes
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
-from fsg_jax.endoscopy.readers.voc import Annotation, VocObject, parse_annotation
+from fsg_jax.endoscopy.readers.voc import Annotation, parse_annotation
 
 FILES_PER_CHUNK = 4096
 MAX_BYTES = 1 << 20
@@ -53,8 +53,12 @@ def open_real_colon(
     videos = _find_videos(root)
     info = root / "video_info.csv"
     rows = read_rows(info, ("unique_video_name", "num_frames")) if info.exists() else ()
-    frames = {row["unique_video_name"]: row["num_frames"] for _, row in rows}
-    return RealColon(name, root, verify, sizes, patients or {}, layout.is_synthetic(root), videos, frames)
+    num_frames = {row["unique_video_name"]: row["num_frames"] for _, row in rows}
+    shown = {name.removesuffix("_frames") for name in list_names(root) if name.endswith("_frames")}
+    bare = sorted((shown | num_frames.keys()) - videos.keys(), key=natural_key)
+    events = sizes.events + [Event(f"{video}_annotations", "", Note.NO_FOLDER, "") for video in bare]
+    synthetic = layout.is_synthetic(root)
+    return RealColon(name, root, verify, sizes, patients or {}, synthetic, events, videos, num_frames)
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,6 @@ class RealColon(layout.Layout):
 
     videos: Mapping[str, str]
     num_frames: Mapping[str, str]
-
-    def events(self) -> list[Event]:
-        """Also the videos that have a row in video_info.csv, or a folder of frames, but no annotations."""
-        frames = {name.removesuffix("_frames") for name in list_names(self.root) if name.endswith("_frames")}
-        missing = sorted((frames | self.num_frames.keys()) - self.videos.keys(), key=natural_key)
-        return super().events() + [Event(f"{video}_annotations", "", Note.NO_FOLDER, "") for video in missing]
 
     def count_files(self) -> int:
         """Number of files in the folders of annotations."""
@@ -121,17 +119,14 @@ class RealColon(layout.Layout):
         for found in annotation.objects:
             polyp = found.unique_id
             with part.dropping(file, polyp):
-                size = self._size(found, frame.video_id)
+                if not polyp:
+                    raise RefusedError(Reason.NO_ID, "the object cannot be matched with a lesion")
+                if not polyp.startswith(f"{frame.video_id}_"):
+                    raise RefusedError(Reason.OTHER_VIDEO, f"{polyp!r} in the folder of {frame.video_id!r}")
+                size = self.sizes.size(polyp)
                 extent = frame.width, frame.height
                 boxes[polyp] = part.fit_box(found.corners, extent, file, polyp, again=polyp in boxes), size
         return boxes
-
-    def _size(self, found: VocObject, video: str) -> Size:
-        if not found.unique_id:
-            raise RefusedError(Reason.NO_ID, "the object cannot be matched with a lesion")
-        if not found.unique_id.startswith(f"{video}_"):
-            raise RefusedError(Reason.OTHER_VIDEO, f"{found.unique_id!r} in the folder of {video!r}")
-        return self.sizes.size(found.unique_id)
 
     def _check_image(self, frame: Frame, part: Part) -> None:
         if self.verify == "none":

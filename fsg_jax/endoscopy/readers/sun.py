@@ -72,7 +72,9 @@ def open_sun(
     annotations = {case: found[0] for case, found in files.items()}
     named = _by_case(root, (*parts, "", "renamed/"), _FOLDER)
     folders = {case: [folder for folder in found if (root / folder).is_dir()] for case, found in named.items()}
-    return Sun(name, root, verify, table, patients or {}, layout.is_synthetic(root), annotations, folders)
+    bare = [found[0] for case, found in folders.items() if found and case not in annotations]
+    events = table.events + [Event(folder, "", Note.NO_FOLDER, "") for folder in bare]
+    return Sun(name, root, verify, table, patients or {}, layout.is_synthetic(root), events, annotations, folders)
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,6 @@ class Sun(layout.Layout):
 
     annotations: Mapping[str, str]
     folders: Mapping[str, list[str]]
-
-    def events(self) -> list[Event]:
-        """Also the cases that have frames but no annotations."""
-        missing = [folders[0] for case, folders in self.folders.items() if folders and case not in self.annotations]
-        return super().events() + [Event(folder, "", Note.NO_FOLDER, "") for folder in missing]
-
-    def count_files(self) -> int:
-        """Number of annotation files."""
-        return len(self.annotations)
 
     def chunks(self) -> Iterator[Chunk]:
         """One chunk a case."""
@@ -101,9 +94,8 @@ class Sun(layout.Layout):
         """Reads the lines of one case, and checks the images of those with a polyp."""
         file, part = chunk.files[0], Part()
         with part.dropping(file):
-            boxes, malformed = parse_lines(layout.read_annotation(os.path.join(self.root, file), MAX_BYTES))
-            part.events += [error.event(file, f"line {line}") for line, error in malformed]
-            self._read_boxes(boxes, chunk, part)
+            data = layout.read_annotation(os.path.join(self.root, file), MAX_BYTES)
+            self._read_boxes(parse_lines(data, file, part), chunk, part)
         return part
 
     def _read_boxes(self, boxes: Mapping[str, Sequence["SunBox"]], chunk: Chunk, part: Part) -> None:
@@ -167,29 +159,26 @@ class SunBox(NamedTuple):
     is_polyp: bool
 
 
-def parse_lines(data: bytes) -> tuple[dict[str, list[SunBox]], list[tuple[int, RefusedError]]]:
-    """Parses an annotation file: the boxes of each file name in the order of the lines, and what is malformed.
+def parse_lines(data: bytes, file: str, part: Part) -> dict[str, list[SunBox]]:
+    """Parses an annotation file: the boxes of each file name, in the order of the lines.
 
     A line is ``FILENAME xmin,ymin,xmax,ymax,class`` with any number of boxes; a name may come on several lines. Blank
-    lines are passed over.
+    lines are passed over; lines and boxes that are malformed become events of `part`.
     """
     boxes: dict[str, list[SunBox]] = {}
-    malformed: list[tuple[int, RefusedError]] = []
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        try:
+    for line, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        item = f"line {line}"
+        with part.dropping(file, item):
             name, texts = _split(raw)
-        except RefusedError as error:
-            malformed.append((number, error))
-            continue
-        for text in texts:
-            found = boxes.setdefault(name, [])
-            *corners, kind = text.split(",")
-            if len(corners) == 4 and kind in ("0", "1"):
-                found.append(SunBox(number, tuple(corners), kind == "0"))
-            else:
-                expected = "expected xmin,ymin,xmax,ymax,class with class 0 or 1"
-                malformed.append((number, RefusedError(Reason.MALFORMED_LINE, f"{expected}, found {text[:80]!r}")))
-    return boxes, malformed
+            for text in texts:
+                found = boxes.setdefault(name, [])
+                *corners, kind = text.split(",")
+                with part.dropping(file, item):
+                    if len(corners) != 4 or kind not in ("0", "1"):
+                        expected = "expected xmin,ymin,xmax,ymax,class with class 0 or 1"
+                        raise RefusedError(Reason.MALFORMED_LINE, f"{expected}, found {text[:80]!r}")
+                    found.append(SunBox(line, tuple(corners), kind == "0"))
+    return boxes
 
 
 def _split(raw: bytes) -> tuple[str, list[str]]:
