@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from experiments.endoscopy import index as command
 from experiments.errors import UserError
 from experiments.run_folder import BusyError, RunFolder
-from fsg_jax.endoscopy.index.schema import read_index
+from fsg_jax.endoscopy.index.schema import read_index, write_index
 from fsg_jax.endoscopy.readers import real_colon
 from fsg_jax.endoscopy.readers.indexing import build_index
 from fsg_jax.endoscopy.readers.parallel import map_bounded
@@ -58,6 +59,41 @@ def test_natural_order(indexes):
     for name, last in (("real_colon", "002-010_1"), ("sun", "10")):
         table = read_index(indexes[name])[0]
         assert table.column("polyp_id")[-1].as_py() == last
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop_columns(["frame_id"]), r"expected columns \['frame_id'\], found \['dataset', "),
+        (
+            lambda t: t.set_column(0, "dataset", pa.nulls(len(t), pa.string())),
+            r"empty values in .*, found some in \['dat",
+        ),
+        (lambda t: t.set_column(7, "width", t.column("image_path")), "expected the types of an index, found"),
+        (lambda t: t.replace_schema_metadata(None), "expected an index of polyps, found TypeError"),
+    ],
+)
+def test_an_index_of_other_columns_is_refused(indexes, tmp_path, change, message):
+    table = pa.parquet.read_table(indexes["sun"] / "index.parquet")
+    path = tmp_path / "index.parquet"
+    pa.parquet.write_table(change(table), path)
+    with pytest.raises(ValueError, match=rf"index\.parquet: .*{message}"):
+        read_index(path)
+
+
+def test_indexes_that_cannot_be_read(indexes, tmp_path):
+    with pytest.raises(ValueError, match="expected at least one path, found none"):
+        read_index()
+    with pytest.raises(FileNotFoundError, match=r"index\.parquet: no such file; expected an index"):
+        read_index(tmp_path)
+    with pytest.raises(ValueError, match="expected each dataset in one index, found 'sun' again"):
+        read_index(indexes["sun"], indexes["real_colon"], indexes["sun"])
+    (tmp_path / "index.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"index\.parquet: expected an index of polyps, found ArrowInvalid"):
+        read_index(tmp_path)
+    with pytest.raises(ValueError, match=r"roots: expected the folder of every dataset, found none for \['sun'\]"):
+        write_index(read_index(indexes["sun"])[0], tmp_path / "other.parquet", {"real_colon": "/data"})
+    assert not (tmp_path / "other.parquet").exists()
 
 
 def test_an_interrupted_index_goes_on_where_it_was(roots, indexes, tmp_path):
@@ -192,7 +228,7 @@ def test_lists_out_and_in_again(indexes, roots, tmp_path, name, monkeypatch):
     back, events = read_lists(list(reversed(paths)), {name: roots[name]})
     assert events == []
     assert as_lists(back).equals(as_lists(table))
-    with pytest.raises(FileExistsError, match="holds lists already"):
+    with pytest.raises(FileExistsError, match="expected a folder without lists"):
         export_lists(table, tmp_path)
 
 
@@ -234,20 +270,20 @@ def test_a_fault_in_a_list(tmp_path, roots, column, value, reason):
 def test_lists_that_cannot_be_used(tmp_path, roots, indexes):
     path = tmp_path / "polypsizing_sun_part1.csv"
     write_csv(path, LIST_COLUMNS, [GOOD])
-    with pytest.raises(ValueError, match="line 2: no root is given for sun"):
+    with pytest.raises(ValueError, match=r"line 2: expected a row of \[\'real_colon\'\], found one of sun"):
         read_lists([path], {"real_colon": roots["real_colon"]})
     write_csv(path, LIST_COLUMNS, [["Kvasir", *GOOD[1:]]])
     with pytest.raises(ValueError, match="line 2: database: expected a name with REAL or SUN in it, found 'Kvasir'"):
         read_lists([path], {"sun": roots["sun"]})
     write_csv(path, LIST_COLUMNS[:-1], [])
-    with pytest.raises(ValueError, match=r"columns \['gt'\] are missing"):
+    with pytest.raises(ValueError, match=r"expected columns \['gt'\], found"):
         read_lists([path], {"sun": roots["sun"]})
     table, _ = read_index(indexes["sun"])
     names = pa.array(["sun"] * 6 + ["other_sun"] * 6)
-    with pytest.raises(ValueError, match="would share the reference's lists"):
+    with pytest.raises(ValueError, match="expected at most one REAL-Colon and one SUN"):
         export_lists(table.set_column(0, "dataset", names), tmp_path / "out")
     empty = pa.nulls(len(table), pa.float32())
-    with pytest.raises(ValueError, match="polyps without size"):
+    with pytest.raises(ValueError, match="expected a size for every polyp"):
         export_lists(table.set_column(table.column_names.index("size_mm"), "size_mm", empty), tmp_path / "out")
 
 

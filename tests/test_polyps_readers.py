@@ -280,10 +280,10 @@ def test_synthetic_and_patients(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("video_id\na\n", r"columns \['patient_id'\] are missing; found \['video_id'\]"),
+        ("video_id\na\n", r"expected columns \['patient_id'\], found \['video_id'\]"),
         ("video_id,patient_id\na,\n", "line 2: expected a video_id and a patient_id"),
-        ("video_id,patient_id\na,1\na,2\n", "line 3: video 'a' has patients '1' and '2'"),
-        ("", "are missing"),
+        ("video_id,patient_id\na,1\na,2\n", "line 3: expected one patient of video 'a', found '1' and '2'"),
+        ("", r"expected columns \[.*\], found \[\]"),
     ],
 )
 def test_patients_that_cannot_be_read(tmp_path, content, message):
@@ -303,8 +303,8 @@ def test_patients_that_cannot_be_read(tmp_path, content, message):
         ),
         (lambda r: (r / "lesion_info.csv").write_bytes(b"unique_object_id,size [mm]\n\xff\n"), ValueError, "UTF-8"),
         (lambda r: write_csv(r / "video_info.csv", ("age",), []), ValueError, "'num_frames'"),
-        (lambda r: (r / "001-001_annotation").mkdir(), ValueError, "both 001-001_annotation"),
-        (lambda r: [p.rename(f"{p}_old") for p in r.glob("*_annotations")], FileNotFoundError, "no folder is named"),
+        (lambda r: (r / "001-001_annotation").mkdir(), ValueError, "found 001-001_annotation"),
+        (lambda r: [p.rename(f"{p}_old") for p in r.glob("*_annotations")], FileNotFoundError, "found no folder named"),
     ],
 )
 def test_real_colon_that_cannot_be_opened(tmp_path, fault, error, message):
@@ -407,13 +407,13 @@ def test_sun_that_cannot_be_opened(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other.csv: no such file.*columns ID, Size"):
         open_sun(root, sizes=tmp_path / "other.csv")
     write_csv(tmp_path / "sizes.csv", ("ID", "mm"), [])
-    with pytest.raises(ValueError, match=r"columns \['Size'\] are missing; found \['ID', 'mm'\]"):
+    with pytest.raises(ValueError, match=r"expected columns \['Size'\], found \['ID', 'mm'\]"):
         open_sun(root, sizes=tmp_path / "sizes.csv")
     (root / "annotation_txt").mkdir()
     (root / "annotation_txt" / "case01.txt").write_text("")
-    with pytest.raises(ValueError, match="case 1 has two annotation files"):
+    with pytest.raises(ValueError, match="expected one annotation file for case 1"):
         open_sun(root)
-    with pytest.raises(FileNotFoundError, match="no annotation_txt/case"):
+    with pytest.raises(FileNotFoundError, match="found no annotation_txt/case"):
         open_sun(write_real_colon(tmp_path / "real", frames=1), sizes=root / "metadata" / "sun_dataset_labels.csv")
 
 

@@ -31,23 +31,21 @@ def read_rows(
             reader = csv.DictReader(file)
             reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
             if missing := [name for name in columns if name not in header]:
-                raise ValueError(f"{path}: columns {missing} are missing; found {header}")
+                raise ValueError(f"{path}: expected columns {missing}, found {header}")
             wanted = [name for name in (*columns, *optional) if name in header]
             for row in reader:
                 if exact and (None in row or None in row.values()):
-                    raise ValueError(f"{path}, line {reader.line_num}: expected {len(header)} cells, as in line 1")
+                    found = "more" if None in row else "fewer"
+                    raise ValueError(f"{path}, line {reader.line_num}: expected {len(header)} cells, found {found}")
                 yield reader.line_num, {name: (row[name] or "").strip() for name in wanted}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a CSV in UTF-8: {error}") from error
+        raise ValueError(f"{path}: expected a CSV in UTF-8, found {error}") from error
 
 
 @contextmanager
 def writing_rows(path: Path, header: Sequence[str]) -> Iterator[Any]:
     """Gives a `csv.writer` below the header; the file is there when the block ends, whole or not at all."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    with replacing(path) as new, new.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         yield writer

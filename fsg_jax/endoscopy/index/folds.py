@@ -1,4 +1,4 @@
-"""Folds of polyps, stratified by size, with no patient, video or polyp in two of them."""
+"""Folds of polyps, stratified by size; no patient (or video, or polyp) is in two of them."""
 
 import math
 import re
@@ -115,9 +115,9 @@ def polyp_sizes(table: Table) -> dict[PolypKey, float]:
     for row in sorted(distinct.to_pylist(), key=lambda row: polyp_order((row["dataset"], row["polyp_id"]))):
         key, size = (row["dataset"], row["polyp_id"]), row["size_mm"]
         if size is None or not 0 < size < math.inf:
-            raise SplitError(f"{key[0]} {key[1]}: the size is {size}; expected mm above 0, folds are stratified by it")
+            raise SplitError(f"size of {key[0]} {key[1]}: expected mm above 0 to stratify folds by, found {size}")
         if sizes.setdefault(key, size) != size:
-            raise SplitError(f"{key[0]} {key[1]}: sizes {sizes[key]:g} and {size:g} mm; expected one")
+            raise SplitError(f"size of {key[0]} {key[1]}: expected one, found {sizes[key]:g} and {size:g} mm")
     return sizes
 
 
@@ -129,9 +129,8 @@ def group_counts(table: Table, folds: Folds) -> list[FoldCount]:
     """
     sizes = polyp_sizes(table)
     codes, keys = key_codes(table, ["dataset", "polyp_id"])
-    cells = list(
-        zip(folds_of(folds, keys), (size_group(sizes[dataset, polyp]) for dataset, polyp in keys), strict=True)
-    )
+    groups = [size_group(sizes[dataset, polyp]) for dataset, polyp in keys]
+    cells = list(zip(folds_of(folds, keys), groups, strict=True))
     frames, _ = key_codes(table, ["dataset", "image_path"])
     shown = {(cells[polyp], frame) for polyp, frame in zip(codes.tolist(), frames.tolist(), strict=True)}
     polyp_counts, frame_counts = Counter(cells), Counter(cell for cell, _ in shown)
@@ -149,7 +148,7 @@ def folds_of(folds: Folds, keys: list[Any]) -> list[int]:
       SplitError: some have none.
     """
     if missing := sorted(set(keys) - folds.fold_of.keys(), key=polyp_order):
-        raise SplitError(f"{len(missing)} polyps of the index have no fold: {name_some(missing)}")
+        raise SplitError(f"folds: expected a fold for every polyp, found none for {len(missing)}: {name_some(missing)}")
     return [folds.fold_of[key] for key in keys]
 
 
@@ -188,11 +187,11 @@ def _group_numbers(table: Table, keys: list[PolypKey], group: str) -> Int64[np.n
 
 def _check_enough(labels: np.ndarray, groups: np.ndarray, num_folds: int, group: str) -> None:
     if (found := len(np.unique(groups))) < num_folds:
-        raise SplitError(f"num_folds is {num_folds}, but there are {found} {group} groups; expected one a fold or more")
+        raise SplitError(f"num_folds: expected at most {found}, a fold for every {group} group, found {num_folds}")
     counts = np.bincount(labels, minlength=len(SIZE_GROUPS))
     if max(counts) < num_folds:
-        found_text = ", ".join(f"{n} of {name}" for n, name in zip(counts, SIZE_GROUPS, strict=True))
-        raise SplitError(f"num_folds is {num_folds}, but there are {found_text}; one size group needs a polyp a fold")
+        polyps = ", ".join(f"{n} of {name}" for n, name in zip(counts, SIZE_GROUPS, strict=True))
+        raise SplitError(f"num_folds: expected at most {max(counts)}, as there are {polyps}, found {num_folds}")
 
 
 def _deal(labels: np.ndarray, groups: np.ndarray | None, num_folds: int, seed: int) -> list[np.ndarray]:

@@ -48,12 +48,13 @@ def roles(table: Table, folds: Folds, fold: int) -> Roles:
     role = np.select([fold_of == fold, fold_of == (fold + 1) % folds.num_folds], [2, 1])[polyps]
     for group in dict.fromkeys(["polyp", folds.group]):
         if both := _shared(table, GROUPS[group], role):
-            raise SplitError(f"fold {fold}: {len(both)} of group {group!r} are in two roles: {name_some(both)}")
+            found = f"{len(both)} in two: {name_some(both)}"
+            raise SplitError(f"fold {fold}: expected every {group} in one role, found {found}")
     order = natural_order(table)
     parts = train, validation, test = tuple(order[role[order] == i] for i in range(3))
     for name, part in zip(ROLES, parts, strict=True):
         if not len(part):
-            raise SplitError(f"fold {fold}: no row of the index has the role {name!r}; expected rows in every role")
+            raise SplitError(f"fold {fold}: expected rows in every role, found none for {name!r}")
     counts = (len(_shared(table, column, role)) for column in ("patient_id", "video_id", "image_path"))
     return Roles(train, validation, test, Shared(*counts))
 

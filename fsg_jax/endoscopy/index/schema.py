@@ -116,9 +116,9 @@ def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
             table = pq.read_table(file)
             found = json.loads(table.schema.metadata[METADATA])["roots"]
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: not an index of polyp boxes ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{file}: expected an index of polyps, found {type(error).__name__}: {error}") from error
         if twice := sorted(found.keys() & roots.keys()):
-            raise ValueError(f"{path}: dataset {twice[0]!r} is in an index before it too; expected each in one index")
+            raise ValueError(f"{path}: expected each dataset in one index, found {twice[0]!r} again")
         tables.append(check_index(table, str(file)).replace_schema_metadata(None))
         roots |= {name: Path(root) for name, root in found.items()}
     return sort_index(pa.concat_tables(tables)), roots
@@ -132,13 +132,13 @@ def check_index(table: Table, origin: str) -> Table:
     """
     pa = import_extra("pyarrow", "endoscopy")
     if missing := [name for name in COLUMNS if name not in table.column_names]:
-        raise ValueError(f"{origin}: the index lacks columns {missing}; expected {list(COLUMNS)}")
+        raise ValueError(f"{origin}: expected columns {missing}, found {table.column_names}")
     if nulls := [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]:
-        raise ValueError(f"{origin}: columns {nulls} have empty values; only {list(_NULLABLE)} may")
+        raise ValueError(f"{origin}: expected empty values in {list(_NULLABLE)} only, found some in {nulls}")
     try:
         return table.select(list(COLUMNS)).cast(index_schema())
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{origin}: a column has another type than the index: {error}") from error
+        raise ValueError(f"{origin}: expected the types of an index, found {error}") from error
 
 
 def polyp_keys(table: Table, column: str = "polyp_id") -> list[tuple[str, str]]:

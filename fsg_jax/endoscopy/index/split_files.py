@@ -43,7 +43,7 @@ def read_folds(path: str | os.PathLike, *, num_folds: int | None = None, group: 
     for line, row in read_rows(Path(path), COLUMNS[:3], COLUMNS[3:], exact=True):
         key = row["dataset"], row["polyp_id"]
         if key in fold_of:
-            raise ValueError(f"{path}, line {line}: {' '.join(key)} is in an earlier line too; expected each once")
+            raise ValueError(f"{path}, line {line}: expected each polyp once, found {' '.join(key)} again")
         fold_of[key] = _integer(row, "fold", f"{path}, line {line}")
         for name, values in stated.items():
             values.add(row.get(name, ""))
@@ -180,16 +180,14 @@ def _imported(
 ) -> ImportedFolds:
     unlisted = tuple(sorted(set(polyps) - folds.fold_of.keys(), key=polyp_order))
     if unlisted and not drop_unlisted:
-        raise SplitError(
-            f"{path}: has no fold for {len(unlisted)} polyps of the index: {name_some(list(unlisted), 20)}; "
-            "drop_unlisted leaves them out"
-        )
+        found = f"none for {len(unlisted)}: {name_some(list(unlisted), 20)}"
+        raise SplitError(f"{path}: expected a fold for every polyp, found {found} (drop_unlisted leaves them out)")
     return ImportedFolds(folds, unlisted, {**report, "polyps dropped, not in the list": len(unlisted)})
 
 
 def _set_fold(fold_of: dict[PolypKey, int], key: PolypKey, fold: int, path: str | os.PathLike) -> None:
     if fold_of.setdefault(key, fold) != fold:
-        raise SplitError(f"{path}: {' '.join(key)} is in folds {fold_of[key]} and {fold}; expected one")
+        raise SplitError(f"{path}: expected one fold for {' '.join(key)}, found {fold_of[key]} and {fold}")
 
 
 def _reference_key(dataset: str, text: str) -> PolypKey:

@@ -74,8 +74,7 @@ def open_kvasir(root: Path, *, name: str = "kvasir_seg", verify: Verify = "decod
     root = layout.check_root(Path(root))
     found = [file for file in (root / CSV_FILE, *(root / name for name in JSON_FILES)) if file.is_file()]
     if not found:
-        expected = f"expected {CSV_FILE}, or {JSON_FILES[0]} with images/ and masks/"
-        raise FileNotFoundError(f"{root}: found no boxes; {expected}")
+        raise FileNotFoundError(f"{root}: expected {CSV_FILE}, or {JSON_FILES[0]} with images/ and masks/")
     entries, events = _read_csv(found[0]) if found[0].name == CSV_FILE else _read_json(found[0])
     entries.sort(key=lambda entry: natural_key(entry.kvasir_id))
     return Kvasir(name, root, verify, PolypSizes(), {}, layout.is_synthetic(root), events, tuple(entries))
@@ -196,11 +195,9 @@ def _read_json(file: Path) -> tuple[list[Entry], list[Event]]:
     try:
         listed: dict[str, Any] = dict(json.loads(file.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file}: not a JSON object of boxes by frame: {error}") from error
+        raise ValueError(f"{file}: expected a JSON object of boxes by frame, found {error}") from error
     images = {Path(image).stem: image for image in layout.list_names(file.parent / "images")}
-    events = [
-        Event(f"images/{image}", name, Note.NO_ANNOTATION, "") for name, image in images.items() if name not in listed
-    ]
+    events = [Event(f"images/{images[name]}", name, Note.NO_ANNOTATION, "") for name in images if name not in listed]
     entries = []
     for name, found in listed.items():
         image = f"images/{images.get(name, name + '.jpg')}"

@@ -1,4 +1,4 @@
-"""What the readers of the layouts share: chunks of files, and rows of the index with what was dropped."""
+"""What the readers share: a dataset as chunks of files, each read into rows of the index and what was dropped."""
 
 import hashlib
 import os
@@ -8,14 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from fsg_jax.endoscopy.readers.boxes import Box, fit_box
 from fsg_jax.endoscopy.readers.reports import Event, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
 from fsg_jax.endoscopy.readers.verify import Verify
 
+Patients: TypeAlias = Mapping[str, str]
+"""Patient of each video; a video that is not there is a patient of its own."""
+
 SYNTHETIC = "SYNTHETIC.json"
+"""The root of a dataset that is made up holds this file."""
 
 
 class Chunk(NamedTuple):
@@ -53,15 +57,13 @@ class Part:
 
     @contextmanager
     def dropping(self, file: str, item: str = "") -> Iterator[None]:
-        """A `RefusedError` ends the block, and becomes an event."""
+        """Turns a `RefusedError` of the block into an event."""
         try:
             yield
         except RefusedError as error:
             self.events.append(error.event(file, item))
 
-    def fit_box(
-        self, corners: Sequence[str], size: tuple[int, int], file: str, item: str, *, again: bool = False
-    ) -> Box:
+    def fit_box(self, corners: Sequence[str], size: tuple[int, int], file: str, item: str, again: bool = False) -> Box:
         """Returns the box inside a frame of `size`, see `boxes.fit_box`; notes where it was rounded or clipped.
 
         Raises:
@@ -82,7 +84,7 @@ class Layout(ABC):
     root: Path
     verify: Verify
     sizes: PolypSizes
-    patients: Mapping[str, str]
+    patients: Patients
     synthetic: bool
     events: list[Event]
 
@@ -99,7 +101,7 @@ class Layout(ABC):
         return sum(len(chunk.files) for chunk in self.chunks())
 
     def row(self, frame: Frame, polyp_id: str, box: Box, size: Size) -> dict[str, Any]:
-        """One row of the index; a video without a patient is a patient of its own."""
+        """One row of the index."""
         patient = self.patients.get(frame.video_id, frame.video_id)
         return frame.row(polyp_id, box, size, dataset=self.name, patient_id=patient, synthetic=self.synthetic)
 
@@ -158,5 +160,5 @@ def check_root(root: Path) -> Path:
 
 
 def is_synthetic(root: Path) -> bool:
-    """Whether the dataset is made up: its root holds `SYNTHETIC`."""
+    """Whether the dataset is made up."""
     return (root / SYNTHETIC).exists()

@@ -19,7 +19,7 @@ from fsg_jax.endoscopy.index.csv_rows import read_rows
 from fsg_jax.endoscopy.index.schema import natural_key
 from fsg_jax.endoscopy.readers import layout
 from fsg_jax.endoscopy.readers.boxes import Box
-from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, list_names
+from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, Patients, list_names
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import Size, read_sizes
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
@@ -33,7 +33,7 @@ _ANNOTATIONS = re.compile(r"(.+)_annotations?")
 
 
 def open_real_colon(
-    root: Path, *, name: str = "real_colon", verify: Verify = "decode", patients: Mapping[str, str] | None = None
+    root: Path, *, name: str = "real_colon", verify: Verify = "decode", patients: Patients | None = None
 ) -> "RealColon":
     """Opens the dataset under `root`, ready to be indexed.
 
@@ -166,10 +166,10 @@ def _find_videos(root: Path) -> dict[str, str]:
         if match is None or not (root / name).is_dir():
             continue
         if not name.isprintable():
-            raise ValueError(f"{root}: the folder name {name!r} is not valid text")
+            raise ValueError(f"{root}: expected folder names that are printable text, found {name!r}")
         if match[1] in videos:
-            raise ValueError(f"{root}: both {videos[match[1]]} and {name} are there; expected one of them")
+            raise ValueError(f"{root}: expected one folder of annotations a video, found {videos[match[1]]} and {name}")
         videos[match[1]] = name
     if not videos:
-        raise FileNotFoundError(f"{root}: no folder is named *_annotations; expected REAL-Colon as distributed")
+        raise FileNotFoundError(f"{root}: expected REAL-Colon as distributed, found no folder named *_annotations")
     return videos

@@ -49,12 +49,12 @@ def export_lists(table: Table, out: Path) -> list[Path]:
     datasets = table.column("dataset").unique().to_pylist()
     databases = {name: _DATABASES[reference_dataset(name, "the index")] for name in datasets}
     if len(set(databases.values())) < len(databases):
-        raise ValueError(f"datasets {datasets} would share the reference's lists; export them one by one")
+        raise ValueError(f"dataset: expected at most one REAL-Colon and one SUN in the lists, found {datasets}")
     if table.column("size_mm").null_count:
-        raise ValueError("the index has polyps without size; the reference's lists have none")
+        raise ValueError("size_mm: expected a size for every polyp in the lists, found polyps without")
     out.mkdir(parents=True, exist_ok=True)
     if old := sorted(path.name for path in out.glob("polypsizing_*.csv")):
-        raise FileExistsError(f"{out} holds lists already: {old[:3]}; expected a folder without")
+        raise FileExistsError(f"{out}: expected a folder without lists, found {old[:3]}")
     paths = []
     for name, database in databases.items():
         rows = sort_index(table.filter(pc.equal(table.column("dataset"), name)))
@@ -96,7 +96,7 @@ def read_lists(paths: Sequence[Path], roots: Mapping[str, Path]) -> tuple[Table,
         for line, cells in read_rows(path, LIST_COLUMNS):
             dataset = reference_dataset(cells["database"], f"{path}, line {line}")
             if dataset not in roots:
-                raise ValueError(f"{path}, line {line}: no root is given for {dataset}")
+                raise ValueError(f"{path}, line {line}: expected a row of {list(roots)}, found one of {dataset}")
             with part.dropping(path.name, f"line {line}"):
                 row, clipped = _row(cells, dataset, roots[dataset])
                 key = dataset, row["polyp_id"], row["frame_id"]

@@ -88,13 +88,10 @@ def write_reports(events: Iterable[Event], out: Path) -> tuple[dict[str, int], d
     """Writes a row for every event to `DROPPED`, or to `NOTED` if it is a `Note`; returns the counts by reason."""
     dropped: Counter[str] = Counter()
     noted: Counter[str] = Counter()
-    notes = frozenset(Note)
-    with (
-        writing_rows(out / DROPPED, Event._fields) as dropped_file,
-        writing_rows(out / NOTED, Event._fields) as noted_file,
-    ):
+    known_notes = frozenset(Note)
+    with writing_rows(out / DROPPED, Event._fields) as drops, writing_rows(out / NOTED, Event._fields) as notes:
         for event in events:
-            file, counts = (noted_file, noted) if event.reason in notes else (dropped_file, dropped)
-            file.writerow(event)
+            writer, counts = (notes, noted) if event.reason in known_notes else (drops, dropped)
+            writer.writerow(event)
             counts[str(event.reason)] += 1
     return dict(dropped.most_common()), dict(noted.most_common())

@@ -118,5 +118,6 @@ def read_patients(path: Path) -> dict[str, str]:
         if not video or not patient:
             raise ValueError(f"{path}, line {line}: expected a video_id and a patient_id, found {row}")
         if patients.setdefault(video, patient) != patient:
-            raise ValueError(f"{path}, line {line}: video {video!r} has patients {patients[video]!r} and {patient!r}")
+            found = f"{patients[video]!r} and {patient!r}"
+            raise ValueError(f"{path}, line {line}: expected one patient of video {video!r}, found {found}")
     return patients

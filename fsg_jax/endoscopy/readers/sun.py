@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from fsg_jax.endoscopy.index.schema import natural_key
 from fsg_jax.endoscopy.readers import layout
-from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, list_names
+from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, Patients, list_names
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import read_sizes
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
@@ -44,7 +44,7 @@ def open_sun(
     sizes: Path | None = None,
     name: str = "sun",
     verify: Verify = "decode",
-    patients: Mapping[str, str] | None = None,
+    patients: Patients | None = None,
 ) -> "Sun":
     """Opens the dataset under `root`, ready to be indexed.
 
@@ -65,10 +65,10 @@ def open_sun(
     parts = [f"{name}/" for name in sorted(os.listdir(root), key=natural_key) if name.startswith(_PARTS)]
     files = _by_case(root, [f"{parent}annotation_txt/" for parent in (*parts, "")], _ANNOTATION)
     if not files:
-        raise FileNotFoundError(f"{root}: no annotation_txt/case*.txt, neither here nor under {_PARTS}*; expected SUN")
+        raise FileNotFoundError(f"{root}: expected SUN, found no annotation_txt/case*.txt here or in {_PARTS}*")
     for case, found in files.items():
         if len(found) > 1:
-            raise ValueError(f"{root}: case {case} has two annotation files, {found[0]} and {found[1]}")
+            raise ValueError(f"{root}: expected one annotation file for case {case}, found {found[0]} and {found[1]}")
     annotations = {case: found[0] for case, found in files.items()}
     named = _by_case(root, (*parts, "", "renamed/"), _FOLDER)
     folders = {case: [folder for folder in found if (root / folder).is_dir()] for case, found in named.items()}
