@@ -7,18 +7,19 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from experiments.endoscopy import index as command
 from experiments.errors import UserError
 from experiments.run_folder import BusyError, RunFolder
-from fsg_jax.endoscopy.index.schema import read_index
-from fsg_jax.endoscopy.readers import layout, real_colon
+from fsg_jax.endoscopy.index.schema import read_index, write_index
+from fsg_jax.endoscopy.readers import real_colon
 from fsg_jax.endoscopy.readers.indexing import build_index
 from fsg_jax.endoscopy.readers.parallel import map_bounded
 from fsg_jax.endoscopy.readers.real_colon import open_real_colon
-from fsg_jax.endoscopy.readers.reasons import Reason
 from fsg_jax.endoscopy.readers.reference_lists import LIST_COLUMNS, export_lists, read_lists
+from fsg_jax.endoscopy.readers.reports import Note, Reason
 from fsg_jax.endoscopy.readers.sun import open_sun
 from tests.polyp_files import sun_image, write_csv, write_lesions, write_real_colon, write_sun, xml_text
 
@@ -43,24 +44,7 @@ def contents(out: Path) -> list[bytes]:
     return [(out / name).read_bytes() for name in OUTPUTS]
 
 
-scandir = os.scandir
-
-
-class Backwards:
-    """`os.scandir` from the last entry to the first."""
-
-    def __init__(self, path: Path) -> None:
-        self.entries = scandir(path)
-
-    def __enter__(self):
-        return iter(sorted(self.entries, key=lambda entry: entry.name, reverse=True))
-
-    def __exit__(self, *_: object) -> None:
-        self.entries.close()
-
-
 def test_the_order_of_folders_and_the_size_of_chunks_change_nothing(roots, indexes, tmp_path, monkeypatch):
-    monkeypatch.setattr(layout.os, "scandir", Backwards)
     monkeypatch.setattr(real_colon, "FILES_PER_CHUNK", 4)
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
@@ -68,13 +52,48 @@ def test_the_order_of_folders_and_the_size_of_chunks_change_nothing(roots, index
         (tmp_path / name).mkdir()
         build_index(opened(roots[name]), tmp_path / name)
         assert contents(tmp_path / name) == contents(indexes[name])
-    assert len(list((tmp_path / "real_colon" / "parts").glob("001-001.0*.parquet"))) == 2
+    assert len(list((tmp_path / "real_colon" / "parts").glob("001-001.0*.json"))) == 2
 
 
 def test_natural_order(indexes):
     for name, last in (("real_colon", "002-010_1"), ("sun", "10")):
         table = read_index(indexes[name])[0]
         assert table.column("polyp_id")[-1].as_py() == last
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop_columns(["frame_id"]), r"expected columns \['frame_id'\], found \['dataset', "),
+        (
+            lambda t: t.set_column(0, "dataset", pa.nulls(len(t), pa.string())),
+            r"empty values in .*, found some in \['dat",
+        ),
+        (lambda t: t.set_column(7, "width", t.column("image_path")), "expected the types of an index, found"),
+        (lambda t: t.replace_schema_metadata(None), "expected an index of polyps, found TypeError"),
+    ],
+)
+def test_an_index_of_other_columns_is_refused(indexes, tmp_path, change, message):
+    table = pa.parquet.read_table(indexes["sun"] / "index.parquet")
+    path = tmp_path / "index.parquet"
+    pa.parquet.write_table(change(table), path)
+    with pytest.raises(ValueError, match=rf"index\.parquet: .*{message}"):
+        read_index(path)
+
+
+def test_indexes_that_cannot_be_read(indexes, tmp_path):
+    with pytest.raises(ValueError, match="expected at least one path, found none"):
+        read_index()
+    with pytest.raises(FileNotFoundError, match=r"index\.parquet: no such file; expected an index"):
+        read_index(tmp_path)
+    with pytest.raises(ValueError, match="expected each dataset in one index, found 'sun' again"):
+        read_index(indexes["sun"], indexes["real_colon"], indexes["sun"])
+    (tmp_path / "index.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"index\.parquet: expected an index of polyps, found ArrowInvalid"):
+        read_index(tmp_path)
+    with pytest.raises(ValueError, match=r"roots: expected the folder of every dataset, found none for \['sun'\]"):
+        write_index(read_index(indexes["sun"])[0], tmp_path / "other.parquet", {"real_colon": "/data"})
+    assert not (tmp_path / "other.parquet").exists()
 
 
 def test_an_interrupted_index_goes_on_where_it_was(roots, indexes, tmp_path):
@@ -86,7 +105,7 @@ def test_an_interrupted_index_goes_on_where_it_was(roots, indexes, tmp_path):
 
     with pytest.raises(Stop):
         build_index(open_real_colon(roots["real_colon"]), tmp_path, progress=stop)
-    first = tmp_path / "parts" / "001-001.00000.parquet"
+    first = tmp_path / "parts" / "001-001.00000.json"
     written = first.stat().st_mtime_ns
     assert not (tmp_path / "index.parquet").exists()
     counts = build_index(open_real_colon(roots["real_colon"]), tmp_path)
@@ -103,10 +122,12 @@ def test_changed_and_damaged_parts_are_read_again(tmp_path):
     assert (before["rows"], after["rows"], after["files_read_now"]) == (11, 11, 6)
     assert [row["polyp_id"] for row in read_index(out)[0].to_pylist()].count("001-001_2") == 4
     good = contents(out)
-    (out / "parts" / "001-001.00000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"001-001.00000.parquet is damaged.*the same call again mends it"):
-        build_index(open_real_colon(root), out)
-    (out / "parts" / "002-010.00000.json").write_text("{")
+    part = out / "parts" / "001-001.00000.json"
+    part.write_bytes(part.read_bytes()[:-9])
+    older = out / "parts" / "002-010.00000.json"  # an older version kept the rows in a file of their own
+    older.write_text(
+        json.dumps({name: value for name, value in json.loads(older.read_text()).items() if name != "rows"})
+    )
     assert build_index(open_real_colon(root), out)["files_read_now"] == 12
     assert contents(out) == good
 
@@ -124,7 +145,7 @@ def test_the_map_looks_ahead_a_little_and_stops_at_an_error():
     results = map_bounded(abs, (taken.append(n) or n for n in range(100)), workers=1)
     assert next(results) == 0
     assert len(taken) == 1
-    with pytest.raises(ValueError, match="workers is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="workers: expected an integer >= 1, found 0"):
         next(map_bounded(abs, [1], workers=0))
 
 
@@ -207,7 +228,7 @@ def test_lists_out_and_in_again(indexes, roots, tmp_path, name, monkeypatch):
     back, events = read_lists(list(reversed(paths)), {name: roots[name]})
     assert events == []
     assert as_lists(back).equals(as_lists(table))
-    with pytest.raises(FileExistsError, match="holds lists already"):
+    with pytest.raises(FileExistsError, match="expected a folder without lists"):
         export_lists(table, tmp_path)
 
 
@@ -226,7 +247,7 @@ LIST_FAULTS = [
     ("frame_path", "$SUN_DATA_PATH/../a.jpg", Reason.FRAME_PATH),
     ("frame_path", "/elsewhere/a.jpg", Reason.FRAME_PATH),
     ("frame_path", "", Reason.FRAME_PATH),
-    ("bbox_xmax", "99", Reason.CLIPPED),
+    ("bbox_xmax", "99", Note.CLIPPED),
 ]
 
 
@@ -243,26 +264,26 @@ def test_a_fault_in_a_list(tmp_path, roots, column, value, reason):
     ]
     kept = table.filter(pa.compute.equal(table.column("polyp_id"), "2")).to_pylist()
     assert [(row["frame_id"], row["image_path"]) for row in kept] == [("1", "renamed/case1/image_001.jpg")]
-    assert len(table) == 1 + (reason is Reason.CLIPPED)
+    assert len(table) == 1 + (reason is Note.CLIPPED)
 
 
 def test_lists_that_cannot_be_used(tmp_path, roots, indexes):
     path = tmp_path / "polypsizing_sun_part1.csv"
     write_csv(path, LIST_COLUMNS, [GOOD])
-    with pytest.raises(ValueError, match="line 2: no root is given for sun"):
+    with pytest.raises(ValueError, match=r"line 2: expected a row of \[\'real_colon\'\], found one of sun"):
         read_lists([path], {"real_colon": roots["real_colon"]})
     write_csv(path, LIST_COLUMNS, [["Kvasir", *GOOD[1:]]])
-    with pytest.raises(ValueError, match="'Kvasir' has no place in the reference's lists"):
+    with pytest.raises(ValueError, match="line 2: database: expected a name with REAL or SUN in it, found 'Kvasir'"):
         read_lists([path], {"sun": roots["sun"]})
     write_csv(path, LIST_COLUMNS[:-1], [])
-    with pytest.raises(ValueError, match=r"columns \['gt'\] are missing"):
+    with pytest.raises(ValueError, match=r"expected columns \['gt'\], found"):
         read_lists([path], {"sun": roots["sun"]})
     table, _ = read_index(indexes["sun"])
     names = pa.array(["sun"] * 6 + ["other_sun"] * 6)
-    with pytest.raises(ValueError, match="would share the reference's lists"):
+    with pytest.raises(ValueError, match="expected at most one REAL-Colon and one SUN"):
         export_lists(table.set_column(0, "dataset", names), tmp_path / "out")
     empty = pa.nulls(len(table), pa.float32())
-    with pytest.raises(ValueError, match="polyps without size"):
+    with pytest.raises(ValueError, match="expected a size for every polyp"):
         export_lists(table.set_column(table.column_names.index("size_mm"), "size_mm", empty), tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.schema import read_index
 from fsg_jax.endoscopy.readers.indexing import build_index
 from fsg_jax.endoscopy.readers.kvasir import open_kvasir, read_kvasir
-from fsg_jax.endoscopy.readers.reasons import Reason
+from fsg_jax.endoscopy.readers.reports import Note, Reason
 
 # Of a frame of 80x60 pixels: id, boxes.
 BOXES = {"a2": [[10, 12, 40, 36]], "a10": [[0, 0, 20, 15], [60, 45, 80, 60]], "ß": [[4, 3, 77, 58]]}
@@ -116,8 +116,8 @@ def test_an_index_folder_can_be_built_and_its_frames_read(tmp_path):
         ([80, 5, 90, 9], Reason.OUTSIDE),
         (["x", 5, 9, 9], Reason.COORDINATE),
         ([None, 5, 9, 9], Reason.COORDINATE),
-        ([-5, 0, 20, 15], Reason.CLIPPED),
-        ([0.4, 0, 20, 15], Reason.ROUNDED),
+        ([-5, 0, 20, 15], Note.CLIPPED),
+        ([0.4, 0, 20, 15], Note.ROUNDED),
     ],
 )
 def test_one_bad_box_of_two(tmp_path, box, reason):
@@ -126,7 +126,7 @@ def test_one_bad_box_of_two(tmp_path, box, reason):
 
     edit_json(distributed(tmp_path), change)
     table, events = read_kvasir(tmp_path)
-    kept = reason in (Reason.CLIPPED, Reason.ROUNDED)
+    kept = reason in (Note.CLIPPED, Note.ROUNDED)
     polyps = ["a2_1", *(["a10_1"] if kept else []), "a10_2", "ß_1"]
     assert table.column("polyp_id").to_pylist() == polyps
     assert ("a10_1", reason) in reasons(events)
@@ -146,8 +146,8 @@ def test_frames_that_cannot_be_used(tmp_path):
     expected = {
         ("a2", Reason.NOT_RGB),
         ("a10", Reason.TRUNCATED_FRAME),
-        ("bare", Reason.NO_ANNOTATION),
-        ("extra", Reason.NO_ANNOTATION),
+        ("bare", Note.NO_ANNOTATION),
+        ("extra", Note.NO_ANNOTATION),
         ("flat", Reason.MALFORMED_LINE),
         ("huge", Reason.MALFORMED_LINE),
         ("gone", Reason.MISSING_FRAME),
@@ -164,7 +164,7 @@ def test_masks_that_cannot_be_used_are_left_out_of_the_index(tmp_path):
     (root / "masks" / "ß.jpg").write_bytes(b"no image")
     table, events = read_kvasir(root)
     assert table.column("mask_path").to_pylist() == [None] * 4
-    assert reasons(events) == [(name, Reason.NO_MASK) for name in BOXES]
+    assert reasons(events) == [(name, Note.NO_MASK) for name in BOXES]
 
 
 def test_a_png_mask_is_found(tmp_path):
@@ -180,7 +180,7 @@ def test_boxes_off_the_mask_are_noted_above_five_percent(tmp_path, shift, noted)
     save(root / "masks" / "a2.jpg", (80, 60), [[10 + shift, 12, 40, 36]])
     table, events = read_kvasir(root)
     assert len(table) == 4
-    assert reasons(events) == ([("a2", Reason.BOX_AND_MASK)] if noted else [])
+    assert reasons(events) == ([("a2", Note.BOX_AND_MASK)] if noted else [])
 
 
 def test_bad_lines_of_the_csv(tmp_path):
@@ -202,7 +202,7 @@ def test_folders_without_kvasir(tmp_path):
         read_kvasir(tmp_path)
     for text in ("[1]", "{", "null"):
         (tmp_path / "kavsir_bboxes.json").write_text(text)
-        with pytest.raises(ValueError, match="not a JSON object of boxes"):
+        with pytest.raises(ValueError, match="expected a JSON object of boxes"):
             read_kvasir(tmp_path)
 
 
@@ -214,8 +214,8 @@ def test_real(tmp_path):
     assert len(set(table.column("image_path").to_pylist())) == 1000
     assert len(table) == 1071
     assert table.column("mask_path").null_count == 0
-    assert Counter(event.reason for event in events)[Reason.BOX_AND_MASK] == 17
-    assert not {event.reason for event in events} - {Reason.BOX_AND_MASK}
+    assert Counter(event.reason for event in events)[Note.BOX_AND_MASK] == 17
+    assert not {event.reason for event in events} - {Note.BOX_AND_MASK}
     _agree_with_the_masks(table, root, {event.item for event in events})
 
 

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 
 from fsg_jax.endoscopy.index.schema import read_index
 from fsg_jax.endoscopy.readers.boxes import Box, fit_box
-from fsg_jax.endoscopy.readers.csv_files import read_patients
 from fsg_jax.endoscopy.readers.indexing import build_index
-from fsg_jax.endoscopy.readers.real_colon import open_real_colon
-from fsg_jax.endoscopy.readers.reasons import Reason, RefusedError
-from fsg_jax.endoscopy.readers.sizes import Size, parse_size, read_sizes
-from fsg_jax.endoscopy.readers.sun import open_sun
-from fsg_jax.endoscopy.readers.sun_lines import parse_lines
+from fsg_jax.endoscopy.readers.layout import Part
+from fsg_jax.endoscopy.readers.real_colon import MAX_BYTES, open_real_colon
+from fsg_jax.endoscopy.readers.reports import Note, Reason, RefusedError
+from fsg_jax.endoscopy.readers.sizes import Size, parse_size, read_patients, read_sizes
+from fsg_jax.endoscopy.readers.sun import open_sun, parse_lines
 from fsg_jax.endoscopy.readers.verify import check_frame
-from fsg_jax.endoscopy.readers.voc import MAX_BYTES, VocObject, parse_annotation
+from fsg_jax.endoscopy.readers.voc import VocObject, parse_annotation
 from tests.polyp_files import (
     REAL_SIZES,
     sun_image,
@@ -100,8 +99,8 @@ XML_FAULTS = [
     ("unknown polyp", boxes_text((f"{VIDEO}_9", FINE)), Reason.UNKNOWN_POLYP, f"{VIDEO}_9", 0),
     ("another video", boxes_text(("002-010_1", FINE)), Reason.OTHER_VIDEO, "002-010_1", 0),
     ("box twice", boxes_text((P, FINE), (P, (5, 6, 31, 28))), Reason.DUPLICATE_BOX, P, 1),
-    ("clipped", boxes_text((P, (-4, 6, 30, 99))), Reason.CLIPPED, P, 1),
-    ("float", boxes_text((P, (4.4, 6.0, 29.6, 28))), Reason.ROUNDED, P, 1),
+    ("clipped", boxes_text((P, (-4, 6, 30, 99))), Note.CLIPPED, P, 1),
+    ("float", boxes_text((P, (4.4, 6.0, 29.6, 28))), Note.ROUNDED, P, 1),
 ]
 
 
@@ -142,7 +141,7 @@ def test_a_fault_in_a_frame(tmp_path, fault, reason, verify):
     root = write_real_colon(tmp_path / "root")
     fault(root / "001-001_frames" / "001-001_3.jpg")
     rows, counts, events = index(open_real_colon(root, verify=verify), tmp_path / "out")
-    dropped = [event for event in events if event[2] != Reason.FRAME_COUNT]
+    dropped = [event for event in events if event[2] != Note.FRAME_COUNT]
     assert dropped == [("001-001_frames/001-001_3.jpg", "", str(reason))]
     assert (len(rows), counts["frames with boxes"]) == (9, 10)  # the frame has two polyps
 
@@ -186,7 +185,7 @@ def test_a_fault_in_a_size_drops_every_box_of_the_polyp(tmp_path, sizes, reason)
     rows, counts, events = index(open_real_colon(root), tmp_path / "out")
     assert counts["dropped"] == {str(reason): 3}
     assert [event[:2] for event in events[:3]] == [(f"001-001_annotations/001-001_{t}.xml", P) for t in (1, 2, 3)]
-    assert counts["notes"] == {str(Reason.NO_BOX): 1}
+    assert counts["notes"] == {str(Note.NO_BOX): 1}
     assert {row["polyp_id"] for row in rows} == {"001-001_2", "002-010_1"}
 
 
@@ -215,11 +214,11 @@ def test_files_that_do_not_match(tmp_path):
     assert len(rows) == 11
     assert counts["dropped"] == {str(Reason.FILE_NAME): 3}
     assert set(events[3:]) == {
-        ("001-001_annotations/001-001_77.xml", "", str(Reason.NO_FRAME)),
-        ("001-001_frames/001-001_0.jpg", "", str(Reason.NO_ANNOTATION)),
-        ("002-010_frames/002-010_99.jpg", "", str(Reason.NO_ANNOTATION)),
-        ("002-010_frames", "", str(Reason.FRAME_COUNT)),
-        ("003-001_annotations", "", str(Reason.NO_FOLDER)),
+        ("001-001_annotations/001-001_77.xml", "", str(Note.NO_FRAME)),
+        ("001-001_frames/001-001_0.jpg", "", str(Note.NO_ANNOTATION)),
+        ("002-010_frames/002-010_99.jpg", "", str(Note.NO_ANNOTATION)),
+        ("002-010_frames", "", str(Note.FRAME_COUNT)),
+        ("003-001_annotations", "", str(Note.NO_FOLDER)),
     }
 
 
@@ -281,10 +280,10 @@ def test_synthetic_and_patients(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("video_id\na\n", r"columns \['patient_id'\] are missing; found \['video_id'\]"),
+        ("video_id\na\n", r"expected columns \['patient_id'\], found \['video_id'\]"),
         ("video_id,patient_id\na,\n", "line 2: expected a video_id and a patient_id"),
-        ("video_id,patient_id\na,1\na,2\n", "line 3: video 'a' has patients '1' and '2'"),
-        ("", "are missing"),
+        ("video_id,patient_id\na,1\na,2\n", "line 3: expected one patient of video 'a', found '1' and '2'"),
+        ("", r"expected columns \[.*\], found \[\]"),
     ],
 )
 def test_patients_that_cannot_be_read(tmp_path, content, message):
@@ -304,8 +303,8 @@ def test_patients_that_cannot_be_read(tmp_path, content, message):
         ),
         (lambda r: (r / "lesion_info.csv").write_bytes(b"unique_object_id,size [mm]\n\xff\n"), ValueError, "UTF-8"),
         (lambda r: write_csv(r / "video_info.csv", ("age",), []), ValueError, "'num_frames'"),
-        (lambda r: (r / "001-001_annotation").mkdir(), ValueError, "both 001-001_annotation"),
-        (lambda r: [p.rename(f"{p}_old") for p in r.glob("*_annotations")], FileNotFoundError, "no folder is named"),
+        (lambda r: (r / "001-001_annotation").mkdir(), ValueError, "found 001-001_annotation"),
+        (lambda r: [p.rename(f"{p}_old") for p in r.glob("*_annotations")], FileNotFoundError, "found no folder named"),
     ],
 )
 def test_real_colon_that_cannot_be_opened(tmp_path, fault, error, message):
@@ -350,8 +349,8 @@ SUN_FAULTS = [
     ("first box is no polyp", f"{N} 2,2,30,40,1 1,2,30,40,0", Reason.NOT_POLYP, 1),
     ("second box malformed", f"{N} 1,2,30,40,0 2,2,30", Reason.MALFORMED_LINE, 1),
     ("repeated name", f"{N} 1,2,30,40,0\n{N} 4,2,30,40,0", Reason.DUPLICATE_BOX, 1),
-    ("signed", f"{N} -1,+2,30,40,0", Reason.CLIPPED, 1),
-    ("float", f"{N} 1.4,2,30,40,0", Reason.ROUNDED, 1),
+    ("signed", f"{N} -1,+2,30,40,0", Note.CLIPPED, 1),
+    ("float", f"{N} 1.4,2,30,40,0", Note.ROUNDED, 1),
 ]
 
 
@@ -363,7 +362,7 @@ def test_a_fault_in_a_line_of_sun(tmp_path, line, reason, left):
     lines[1] = line if isinstance(line, bytes) else line.encode()
     file.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*lines, b"", b""]))
     rows, counts, events = index(open_sun(root), tmp_path / "out")
-    events = [event for event in events if event[2] != Reason.NO_ANNOTATION]
+    events = [event for event in events if event[2] != Note.NO_ANNOTATION]
     item = "line 3" if "\n" in str(line) else "line 2"
     assert events == [("sundatabase_positive_part1/annotation_txt/case1.txt", item, str(reason))]
     assert sum(row["image_path"].endswith(N) for row in rows) == left
@@ -393,14 +392,14 @@ def test_other_faults_of_sun(tmp_path):
     rows, _, events = index(open_sun(root), tmp_path / "out")
     assert len(rows) == 5
     prefix = "sundatabase_positive_part1/annotation_txt"
-    assert [event for event in events if event[2] not in (Reason.NO_ANNOTATION, Reason.NO_BOX)] == [
+    assert [event for event in events if event[2] not in (Note.NO_ANNOTATION, Note.NO_BOX)] == [
         ("sun_dataset_labels.csv", "line 5", str(Reason.MALFORMED_LINE)),
         (f"{prefix}/case2.txt", "", str(Reason.EMPTY_FILE)),
         (f"{prefix}/case3.txt", "line 1", str(Reason.UNKNOWN_POLYP)),
         ("case10/frame.jpg", "line 2", str(Reason.FILE_NAME)),
-        ("sundatabase_positive_part2/case44", "", str(Reason.NO_FOLDER)),
+        ("sundatabase_positive_part2/case44", "", str(Note.NO_FOLDER)),
     ]
-    assert sum(event[2] == Reason.NO_ANNOTATION for event in events) == 3  # of case 10
+    assert sum(event[2] == Note.NO_ANNOTATION for event in events) == 3  # of case 10
 
 
 def test_sun_that_cannot_be_opened(tmp_path):
@@ -408,13 +407,13 @@ def test_sun_that_cannot_be_opened(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other.csv: no such file.*columns ID, Size"):
         open_sun(root, sizes=tmp_path / "other.csv")
     write_csv(tmp_path / "sizes.csv", ("ID", "mm"), [])
-    with pytest.raises(ValueError, match=r"columns \['Size'\] are missing; found \['ID', 'mm'\]"):
+    with pytest.raises(ValueError, match=r"expected columns \['Size'\], found \['ID', 'mm'\]"):
         open_sun(root, sizes=tmp_path / "sizes.csv")
     (root / "annotation_txt").mkdir()
     (root / "annotation_txt" / "case01.txt").write_text("")
-    with pytest.raises(ValueError, match="case 1 has two annotation files"):
+    with pytest.raises(ValueError, match="expected one annotation file for case 1"):
         open_sun(root)
-    with pytest.raises(FileNotFoundError, match="no annotation_txt/case"):
+    with pytest.raises(FileNotFoundError, match="found no annotation_txt/case"):
         open_sun(write_real_colon(tmp_path / "real", frames=1), sizes=root / "metadata" / "sun_dataset_labels.csv")
 
 
@@ -488,7 +487,7 @@ def test_a_fitted_box_is_inside_and_keeps_the_pixels_of_the_frame(corners):
         with pytest.raises(RefusedError, match=Reason.SWAPPED if swapped else Reason.OUTSIDE):
             fit_box(texts, 64, 48)
         return
-    box = fit_box(texts, 64, 48).box
+    box, _ = fit_box(texts, 64, 48)
     assert 0 <= box.xmin < box.xmax <= 64
     assert 0 <= box.ymin < box.ymax <= 48
     assert abs(box.xmin - min(max(xmin, 0), 64)) <= 0.5
@@ -496,7 +495,7 @@ def test_a_fitted_box_is_inside_and_keeps_the_pixels_of_the_frame(corners):
 
 
 def test_halves_are_rounded_up():
-    assert fit_box(["0.5", "1.5", "2.5", "+3e0"], 64, 48) == (Box(1, 2, 3, 3), True, False)
+    assert fit_box(["0.5", "1.5", "2.5", "+3e0"], 64, 48) == (Box(1, 2, 3, 3), [Note.ROUNDED])
 
 
 def test_an_annotation():
@@ -512,6 +511,6 @@ def test_no_bytes_do_more_than_be_refused(junk, at):
     for data in (junk, (text := xml_text([(P, FINE)]).encode())[:at] + junk + text[at:]):
         with contextlib.suppress(RefusedError):
             parse_annotation(data)
-        boxes, malformed = parse_lines(data)
+        boxes = parse_lines(data, "case1.txt", part := Part())
         assert all(len(box.corners) == 4 for found in boxes.values() for box in found)
-        assert all(error.reason is Reason.MALFORMED_LINE for _, error in malformed)
+        assert all(event.reason is Reason.MALFORMED_LINE for event in part.events)

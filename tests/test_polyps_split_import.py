@@ -11,8 +11,7 @@ from experiments.errors import UserError
 from fsg_jax.endoscopy.index.folds import SplitError, make_folds
 from fsg_jax.endoscopy.index.roles import roles
 from fsg_jax.endoscopy.index.schema import sort_index, write_index
-from fsg_jax.endoscopy.index.split_files import read_folds, write_folds
-from fsg_jax.endoscopy.index.split_import import import_audit, import_official, keep_listed
+from fsg_jax.endoscopy.index.split_files import import_audit, import_official, keep_listed, read_folds, write_folds
 from fsg_jax.endoscopy.readers.reference_lists import LIST_COLUMNS, export_lists
 from tests.polyp_tables import cases, cohort, polyp_rows, table_of
 
@@ -91,7 +90,9 @@ def test_what_list_and_index_do_not_share_is_counted(tmp_path, folds):
 
 def test_polyps_that_the_list_lacks_are_an_error_or_dropped(tmp_path, folds):
     path = write_list(tmp_path / "list.csv", [row for row in official_rows(folds) if row[1] not in ("2", "10")])
-    with pytest.raises(SplitError, match="has no fold for 2 polyps of the index: sun 2, sun 10; drop_unlisted"):
+    with pytest.raises(
+        SplitError, match=r"expected a fold for every polyp, found none for 2: sun 2, sun 10 \(drop_unlisted"
+    ):
         import_official(path, TABLE)
     found = import_official(path, TABLE, drop_unlisted=True)
     assert found.unlisted == (("sun", "2"), ("sun", "10"))
@@ -104,11 +105,15 @@ def test_polyps_that_the_list_lacks_are_an_error_or_dropped(tmp_path, folds):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[0].__setitem__(-1, (rows[0][-1] + 1) % 6), r"is in folds \d and \d; expected one"),
-        (lambda rows: rows[4].__setitem__(-1, "x"), "line 6: kfold_id is 'x'; expected an integer"),
-        (lambda rows: rows[4].__setitem__(0, "CVC"), "the database 'CVC' is unknown; expected a name with REAL or SUN"),
-        (lambda rows: rows.pop(0) and rows[0].pop(), "not a CSV file"),
-        (lambda rows: [row.__setitem__(-1, 1) for row in rows], "num_folds is 2"),
+        (lambda rows: rows[0].__setitem__(-1, (rows[0][-1] + 1) % 6), r"expected one fold for .*, found \d and \d"),
+        (lambda rows: rows[4].__setitem__(-1, "x"), "line 6: kfold_id: expected an integer >= 0, found 'x'"),
+        (
+            lambda rows: rows[4].__setitem__(0, "CVC"),
+            "line 6: database: expected a name with REAL or SUN in it, found 'CVC'",
+        ),
+        (lambda rows: rows.pop(0) and rows[0].pop(), "line 2: expected 13 cells, found fewer"),
+        (lambda rows: rows[3].append(""), "line 5: expected 13 cells, found more"),
+        (lambda rows: [row.__setitem__(-1, 1) for row in rows], "num_folds: expected an integer >= 3, found 2"),
     ],
 )
 def test_official_lists_that_are_refused(tmp_path, folds, change, message):
@@ -119,7 +124,7 @@ def test_official_lists_that_are_refused(tmp_path, folds, change, message):
 
 
 def test_an_official_list_without_its_columns(tmp_path):
-    with pytest.raises(ValueError, match=r"lacks the columns \['kfold_id'\]"):
+    with pytest.raises(ValueError, match=r"expected columns \['kfold_id'\], found"):
         import_official(write_list(tmp_path / "list.csv", [["SUN", "1", "1"]], HEADER[:3]), TABLE)
 
 
@@ -154,9 +159,7 @@ def test_labels_of_the_audit_are_compared_where_the_polyps_agree(tmp_path):
 def test_videos_that_the_audit_lacks(audit):
     rows, path = audit
     write_audit([row for row in rows if row[0] != "001-003"], path)
-    with pytest.raises(
-        SplitError, match=r"has no fold for 2 polyps of the index: real_colon 001-003_1, real_colon 001"
-    ):
+    with pytest.raises(SplitError, match=r"found none for 2: real_colon 001-003_1, real_colon 001"):
         import_audit(path, TABLE)
     found = import_audit(path, TABLE, drop_unlisted=True)
     assert found.report["videos of the index that the list lacks"] == 1
@@ -165,14 +168,14 @@ def test_videos_that_the_audit_lacks(audit):
 
 def test_a_video_of_the_audit_in_two_folds(audit):
     rows, path = audit
-    with pytest.raises(SplitError, match="sun 1 is in folds"):
+    with pytest.raises(SplitError, match="expected one fold for sun 1, found"):
         import_audit(write_audit([*rows, ["1", 0, "sun", 4], ["1", 0, "sun", 3]], path), TABLE)
 
 
 def test_a_polyp_in_two_videos_of_the_audit(tmp_path):
     rows = cases([3.0] * 3) + polyp_rows("1", 3.0, range(5, 7), video_id="2")
     listed = [[str(i + 1), 0, "sun", i] for i in range(3)]
-    with pytest.raises(SplitError, match="sun 1 is in folds 0 and 1"):
+    with pytest.raises(SplitError, match="expected one fold for sun 1, found 0 and 1"):
         import_audit(write_audit(listed, tmp_path / "audit.csv"), table_of(rows))
 
 
@@ -239,7 +242,7 @@ def test_options_that_contradict_each_other(index, tmp_path, capsys, options, me
 
 
 def test_command_with_too_many_folds(index, tmp_path, capsys):
-    with pytest.raises(ValueError, match="num_folds is 60"):
+    with pytest.raises(ValueError, match=r"num_folds: expected at most .* found 60"):
         run(capsys, index, "--out", tmp_path / "splits.csv", "--folds", "60")
 
 

@@ -10,8 +10,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from fsg_jax.endoscopy.index.folds import GROUPS, SIZE_GROUPS, Folds, SplitError, group_counts, make_folds, size_group
 from fsg_jax.endoscopy.index.roles import Roles, Shared, roles
-from fsg_jax.endoscopy.index.schema import COLUMNS, polyp_keys, sort_index
-from fsg_jax.endoscopy.index.sort import natural_order
+from fsg_jax.endoscopy.index.schema import COLUMNS, natural_order, polyp_keys, sort_index
 from fsg_jax.endoscopy.index.split_files import read_folds, write_folds
 from tests.polyp_tables import cases, cohort, polyp_rows, table_of
 
@@ -71,7 +70,7 @@ def test_what_polyps_in_two_roles_share_is_counted():
     table = table_of(rows + cases([3, 4, 6]))
     fold_of = {("sun", "9_1"): 0, ("sun", "9_2"): 1, ("sun", "1"): 2, ("sun", "2"): 2, ("sun", "3"): 2}
     assert roles(table, Folds(3, "polyp", fold_of), 0).shared == Shared(patients=1, videos=1, frames=2)
-    with pytest.raises(SplitError, match=r"fold 0: 1 of group 'video' are in two roles: sun 9$"):
+    with pytest.raises(SplitError, match=r"fold 0: expected every video in one role, found 1 in two: sun 9$"):
         roles(table, Folds(3, "video", fold_of), 0)
     assert roles(table, make_folds(table, 3, "patient"), 0).shared == Shared(0, 0, 0)
 
@@ -163,13 +162,13 @@ def test_natural_order_is_that_of_the_index_and_ties_are_broken_by_the_box():
 @pytest.mark.parametrize(
     ("sizes", "options", "message"),
     [
-        ([3.0] * 5, {}, "num_folds is 6, but there are 5 patient groups; expected one a fold or more"),
-        ([3.0, 7.0, 12.0] * 2, {}, "there are 2 of <= 5 mm, 2 of 5 to 10 mm, 2 of >= 10 mm; one size group needs"),
-        ([3.0] * 6 + [None], {}, "sun 7: the size is None; expected mm above 0"),
-        ([3.0] * 6 + [float("nan")], {}, "sun 7: the size is nan"),
-        ([3.0] * 6, {"group": "case"}, "group is 'case'; expected one of 'patient', 'video', 'polyp'"),
-        ([3.0] * 6, {"num_folds": 2}, "num_folds is 2; expected an integer, 3 or more"),
-        ([3.0] * 6, {"seed": -1}, "seed is -1"),
+        ([3.0] * 5, {}, "num_folds: expected at most 5, a fold for every patient group, found 6"),
+        ([3.0, 7.0, 12.0] * 2, {}, "at most 2, as there are 2 of <= 5 mm, 2 of 5 to 10 mm, 2 of >= 10 mm, found 6"),
+        ([3.0] * 6 + [None], {}, "size of sun 7: expected mm above 0 to stratify folds by, found None"),
+        ([3.0] * 6 + [float("nan")], {}, "size of sun 7: .* found nan"),
+        ([3.0] * 6, {"group": "case"}, "group: expected one of 'patient', 'video', 'polyp', found 'case'"),
+        ([3.0] * 6, {"num_folds": 2}, "num_folds: expected an integer >= 3, found 2"),
+        ([3.0] * 6, {"seed": -1}, "seed: expected an integer from 0 to 4294967295, found -1"),
     ],
 )
 def test_folds_that_cannot_be_made(sizes, options, message):
@@ -178,21 +177,21 @@ def test_folds_that_cannot_be_made(sizes, options, message):
 
 
 def test_a_polyp_of_two_sizes():
-    with pytest.raises(SplitError, match="sun 1: sizes 3 and 4 mm; expected one"):
+    with pytest.raises(SplitError, match="size of sun 1: expected one, found 3 and 4 mm"):
         make_folds(table_of(cases([3.0] * 6) + polyp_rows("1", 4.0)))
 
 
 def test_roles_that_cannot_be_given():
     table = table_of(cases([3.0] * 6))
     folds = make_folds(table, 3)
-    with pytest.raises(ValueError, match="fold is 3; expected an integer, 0 to 2"):
+    with pytest.raises(ValueError, match="fold: expected an integer from 0 to 2, found 3"):
         roles(table, folds, 3)
-    with pytest.raises(SplitError, match="1 polyps of the index have no fold: sun 7"):
+    with pytest.raises(SplitError, match="every polyp, found none for 1: sun 7"):
         roles(table_of(cases([3.0] * 7)), folds, 0)
     lacking = {key: 0 if fold == 1 else fold for key, fold in folds.fold_of.items()}
-    with pytest.raises(SplitError, match="fold 0: no row of the index has the role 'validation'"):
+    with pytest.raises(SplitError, match="fold 0: expected rows in every role, found none for 'validation'"):
         roles(table, Folds(3, "patient", lacking), 0)
-    with pytest.raises(ValueError, match="fold of sun 1 is 3; expected an integer, 0 to 2"):
+    with pytest.raises(ValueError, match="fold of sun 1: expected an integer from 0 to 2, found 3"):
         Folds(3, "patient", {("sun", "1"): 3})
 
 
@@ -227,21 +226,26 @@ def test_a_file_with_the_three_columns_only(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dataset,polyp_id\nsun,1\n", r"lacks the columns \['fold'\]"),
-        ("dataset,polyp_id,fold\n", "no folds in it"),
-        ("dataset,polyp_id,fold\nsun,1,0\nsun,2,one\n", "line 3: fold is 'one'; expected an integer"),
-        ("dataset,polyp_id,fold\nsun,1,-1\n", "line 2: fold is '-1'"),
-        ("dataset,polyp_id,fold\nsun,1,0\nsun,1,1\n", "line 3: sun 1 is in an earlier line too"),
-        ("dataset,polyp_id,fold\nsun,1,1\n", "num_folds is 2; expected an integer, 3 or more"),
-        ("dataset,polyp_id,fold\nsun,1\n", "not a CSV file that can be read"),
-        ("dataset,polyp_id,fold,group\nsun,1,2,video\nsun,2,1,polyp\n", "the column group has the values"),
-        ("dataset,polyp_id,fold,group\nsun,1,2,case\n", "group is 'case'"),
-        ("", "not a CSV file that can be read"),
+        ("dataset,polyp_id\nsun,1\n", r"expected columns \['fold'\], found \['dataset', 'polyp_id'\]"),
+        ("dataset,polyp_id,fold\n", "expected a row for every polyp, found none"),
+        ("dataset,polyp_id,fold\nsun,1,0\nsun,2,one\n", "line 3: fold: expected an integer >= 0, found 'one'"),
+        ("dataset,polyp_id,fold\nsun,1,-1\n", "line 2: fold: expected an integer >= 0, found '-1'"),
+        ("dataset,polyp_id,fold\nsun,1,0\nsun,1,1\n", "line 3: expected each polyp once, found sun 1 again"),
+        ("dataset,polyp_id,fold\nsun,1,1\n", "num_folds: expected an integer >= 3, found 2"),
+        ("dataset,polyp_id,fold\nsun,1\n", "line 2: expected 3 cells, found fewer"),
+        ("dataset,polyp_id,fold\nsun,1,2,3\n", "line 2: expected 3 cells, found more"),
+        ("dataset,polyp_id,fold\nsun,\0,\xff".encode("latin-1"), "expected a CSV in UTF-8"),
+        (
+            "dataset,polyp_id,fold,group\nsun,1,2,video\nsun,2,1,polyp\n",
+            r"group: expected one value in all rows, found \['polyp', 'video'\]",
+        ),
+        ("dataset,polyp_id,fold,group\nsun,1,2,case\n", "group: expected one of .* found 'case'"),
+        ("", r"expected columns .*, found \[\]"),
     ],
 )
 def test_damaged_files_of_folds(tmp_path, text, message):
     path = tmp_path / "splits.csv"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message) as caught:
         read_folds(path)
     assert str(path) in str(caught.value)

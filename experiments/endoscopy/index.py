@@ -14,14 +14,13 @@ from experiments.errors import Interrupted, UserError, run_main
 from experiments.run_folder import RunFolder, writing_to
 from fsg_jax._files import read_json, write_json
 from fsg_jax.endoscopy.index.schema import read_index, write_index
-from fsg_jax.endoscopy.readers.csv_files import read_patients
 from fsg_jax.endoscopy.readers.indexing import INDEX, build_index
-from fsg_jax.endoscopy.readers.kvasir import open_kvasir
-from fsg_jax.endoscopy.readers.kvasir_boxes import CSV_FILE, JSON_FILES
+from fsg_jax.endoscopy.readers.kvasir import CSV_FILE, JSON_FILES, open_kvasir
 from fsg_jax.endoscopy.readers.layout import Layout
 from fsg_jax.endoscopy.readers.real_colon import open_real_colon
 from fsg_jax.endoscopy.readers.reference_lists import export_lists, read_lists
 from fsg_jax.endoscopy.readers.reports import write_reports
+from fsg_jax.endoscopy.readers.sizes import read_patients
 from fsg_jax.endoscopy.readers.sun import SIZES, open_sun
 from fsg_jax.endoscopy.readers.verify import Verify
 

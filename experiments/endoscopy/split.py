@@ -13,8 +13,14 @@ from experiments.run_folder import writing_to
 from fsg_jax.endoscopy.index.folds import SIZE_GROUPS, FoldCount, Folds, group_counts, make_folds, name_some
 from fsg_jax.endoscopy.index.roles import roles
 from fsg_jax.endoscopy.index.schema import read_index
-from fsg_jax.endoscopy.index.split_files import read_folds, write_folds
-from fsg_jax.endoscopy.index.split_import import ImportedFolds, import_audit, import_official, keep_listed
+from fsg_jax.endoscopy.index.split_files import (
+    ImportedFolds,
+    import_audit,
+    import_official,
+    keep_listed,
+    read_folds,
+    write_folds,
+)
 
 
 @dataclass(frozen=True)

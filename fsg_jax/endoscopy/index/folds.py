@@ -1,7 +1,9 @@
-"""Folds of polyps, stratified by size, with no patient, video or polyp in two of them."""
+"""Folds of polyps, stratified by size; no patient (or video, or polyp) is in two of them."""
 
 import math
+import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -9,10 +11,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Int64
 
-from fsg_jax.data.batches import check_range
+from fsg_jax._checks import check_choice, check_integer
 from fsg_jax.data.extras import import_extra
-from fsg_jax.endoscopy.index.schema import Table, natural_key
-from fsg_jax.endoscopy.index.sort import key_codes, reference_id
+from fsg_jax.endoscopy.index.schema import Table, key_codes, natural_key
 
 PolypKey: TypeAlias = tuple[str, str]
 """``(dataset, polyp_id)``."""
@@ -46,17 +47,10 @@ class Folds:
     fold_of: Mapping[PolypKey, int]
 
     def __post_init__(self) -> None:
-        check_range("num_folds", self.num_folds, 3)
-        _check_group(self.group)
+        check_integer("num_folds", self.num_folds, 3)
+        check_choice("group", self.group, GROUPS)
         for (dataset, polyp), fold in self.fold_of.items():
-            check_range(f"fold of {dataset} {polyp}", fold, 0, self.num_folds - 1)
-
-    def table(self) -> Table:
-        """Columns dataset, polyp_id and fold, polyps in natural order."""
-        pa = import_extra("pyarrow", "endoscopy")
-        keys = sorted(self.fold_of, key=polyp_order)
-        columns = {"dataset": [k[0] for k in keys], "polyp_id": [k[1] for k in keys]}
-        return pa.table(columns | {"fold": pa.array([self.fold_of[k] for k in keys], pa.int32())})
+            check_integer(f"fold of {dataset} {polyp}", fold, 0, self.num_folds - 1)
 
 
 class FoldCount(NamedTuple):
@@ -86,9 +80,9 @@ def make_folds(table: Table, num_folds: int = 6, group: str = "patient", seed: i
       ValueError: an argument out of its range.
       SplitError: a polyp without a size or with two, or too few polyps or groups for the folds.
     """
-    check_range("num_folds", num_folds, 3)
-    check_range("seed", seed, 0, 2**32 - 1)
-    _check_group(group)
+    check_integer("num_folds", num_folds, 3)
+    check_integer("seed", seed, 0, 2**32 - 1)
+    check_choice("group", group, GROUPS)
     sizes = polyp_sizes(table)
     keys = sorted(sizes, key=_reference_order if group == "polyp" else polyp_order)
     labels = np.array([size_group(sizes[key]) for key in keys])
@@ -121,9 +115,9 @@ def polyp_sizes(table: Table) -> dict[PolypKey, float]:
     for row in sorted(distinct.to_pylist(), key=lambda row: polyp_order((row["dataset"], row["polyp_id"]))):
         key, size = (row["dataset"], row["polyp_id"]), row["size_mm"]
         if size is None or not 0 < size < math.inf:
-            raise SplitError(f"{key[0]} {key[1]}: the size is {size}; expected mm above 0, folds are stratified by it")
+            raise SplitError(f"size of {key[0]} {key[1]}: expected mm above 0 to stratify folds by, found {size}")
         if sizes.setdefault(key, size) != size:
-            raise SplitError(f"{key[0]} {key[1]}: sizes {sizes[key]:g} and {size:g} mm; expected one")
+            raise SplitError(f"size of {key[0]} {key[1]}: expected one, found {sizes[key]:g} and {size:g} mm")
     return sizes
 
 
@@ -134,16 +128,16 @@ def group_counts(table: Table, folds: Folds) -> list[FoldCount]:
       SplitError: a polyp of the table has no fold or no size.
     """
     sizes = polyp_sizes(table)
-    polyps, keys = key_codes(table, ["dataset", "polyp_id"])
-    cells = np.array(
-        [folds_of(folds, keys), [size_group(sizes[dataset, polyp]) for dataset, polyp in keys]], np.int64
-    ).reshape(2, -1)
+    codes, keys = key_codes(table, ["dataset", "polyp_id"])
+    groups = [size_group(sizes[dataset, polyp]) for dataset, polyp in keys]
+    cells = list(zip(folds_of(folds, keys), groups, strict=True))
     frames, _ = key_codes(table, ["dataset", "image_path"])
-    shown = np.unique(np.stack([*cells[:, polyps], frames]), axis=1)[:2]
+    shown = {(cells[polyp], frame) for polyp, frame in zip(codes.tolist(), frames.tolist(), strict=True)}
+    polyp_counts, frame_counts = Counter(cells), Counter(cell for cell, _ in shown)
     return [
-        FoldCount(fold, name, _count(cells, fold, i), _count(shown, fold, i))
+        FoldCount(fold, name, polyp_counts[fold, group], frame_counts[fold, group])
         for fold in range(folds.num_folds)
-        for i, name in enumerate(SIZE_GROUPS)
+        for group, name in enumerate(SIZE_GROUPS)
     ]
 
 
@@ -153,9 +147,8 @@ def folds_of(folds: Folds, keys: list[Any]) -> list[int]:
     Raises:
       SplitError: some have none.
     """
-    missing = sorted((key for key in keys if key not in folds.fold_of), key=polyp_order)
-    if missing:
-        raise SplitError(f"{len(missing)} polyps of the index have no fold: {name_some(missing)}")
+    if missing := sorted(set(keys) - folds.fold_of.keys(), key=polyp_order):
+        raise SplitError(f"folds: expected a fold for every polyp, found none for {len(missing)}: {name_some(missing)}")
     return [folds.fold_of[key] for key in keys]
 
 
@@ -165,13 +158,10 @@ def name_some(keys: list[Any], at_most: int = 5) -> str:
     return named + (f" and {len(keys) - at_most} more" if len(keys) > at_most else "")
 
 
-def _count(cells: Int64[np.ndarray, "2 items"], fold: int, group: int) -> int:
-    return int(np.sum((cells[0] == fold) & (cells[1] == group)))
-
-
-def _check_group(group: str) -> None:
-    if group not in GROUPS:
-        raise ValueError(f"group is {group!r}; expected one of {', '.join(map(repr, GROUPS))}")
+def reference_id(dataset: str, text: str) -> str:
+    """A polyp or video id as published lists write it: SUN cases are integers there, ``case012`` is ``12``."""
+    match = re.fullmatch(r"(?:case)?(\d+)", text) if dataset == "sun" else None
+    return str(int(match[1])) if match else text
 
 
 def _reference_order(key: PolypKey) -> tuple[Any, ...]:
@@ -182,29 +172,26 @@ def _reference_order(key: PolypKey) -> tuple[Any, ...]:
 
 def _group_numbers(table: Table, keys: list[PolypKey], group: str) -> Int64[np.ndarray, " polyps"]:
     """A number for each polyp; the same where polyps are of one group, directly or by way of a third."""
-    sparse = import_extra("scipy.sparse", "endoscopy")
-    pairs = table.group_by(list(dict.fromkeys(["dataset", "polyp_id", GROUPS[group]]))).aggregate([]).to_pylist()
-    polyps = {key: i for i, key in enumerate(keys)}
-    names: dict[PolypKey, int] = {}
-    ends = [
-        (polyps[row["dataset"], row["polyp_id"]], names.setdefault((row["dataset"], row[GROUPS[group]]), len(names)))
-        for row in pairs
-    ]
-    left, right = np.array(ends, np.int64).reshape(-1, 2).T
-    size = len(keys) + len(names)
-    graph = sparse.coo_array((np.ones(len(left)), (left, right + len(keys))), shape=(size, size))
-    _, parts = sparse.csgraph.connected_components(graph, directed=False)
-    _, first, numbers = np.unique(parts[: len(keys)], return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[numbers]  # by first polyp, whatever the order of rows
+    above: dict[tuple[str, ...], tuple[str, ...]] = {}  # a forest: what leads to one root is one group
+
+    def root_of(node: tuple[str, ...]) -> tuple[str, ...]:
+        while (parent := above.setdefault(node, node)) != node:
+            node = parent
+        return node
+
+    for row in table.group_by(list(dict.fromkeys(["dataset", "polyp_id", GROUPS[group]]))).aggregate([]).to_pylist():
+        above[root_of((row["dataset"], row["polyp_id"]))] = root_of((group, row["dataset"], row[GROUPS[group]]))
+    numbers: dict[tuple[str, ...], int] = {}
+    return np.array([numbers.setdefault(root_of(key), len(numbers)) for key in keys])
 
 
 def _check_enough(labels: np.ndarray, groups: np.ndarray, num_folds: int, group: str) -> None:
     if (found := len(np.unique(groups))) < num_folds:
-        raise SplitError(f"num_folds is {num_folds}, but there are {found} {group} groups; expected one a fold or more")
+        raise SplitError(f"num_folds: expected at most {found}, a fold for every {group} group, found {num_folds}")
     counts = np.bincount(labels, minlength=len(SIZE_GROUPS))
     if max(counts) < num_folds:
-        found_text = ", ".join(f"{n} of {name}" for n, name in zip(counts, SIZE_GROUPS, strict=True))
-        raise SplitError(f"num_folds is {num_folds}, but there are {found_text}; one size group needs a polyp a fold")
+        polyps = ", ".join(f"{n} of {name}" for n, name in zip(counts, SIZE_GROUPS, strict=True))
+        raise SplitError(f"num_folds: expected at most {max(counts)}, as there are {polyps}, found {num_folds}")
 
 
 def _deal(labels: np.ndarray, groups: np.ndarray | None, num_folds: int, seed: int) -> list[np.ndarray]:

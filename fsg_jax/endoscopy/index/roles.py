@@ -5,10 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from fsg_jax.data.batches import check_range
+from fsg_jax._checks import check_integer
 from fsg_jax.endoscopy.index.folds import GROUPS, Folds, SplitError, folds_of, name_some
-from fsg_jax.endoscopy.index.schema import Table
-from fsg_jax.endoscopy.index.sort import key_codes, natural_order
+from fsg_jax.endoscopy.index.schema import Rows, Table, key_codes, natural_order
 
 ROLES = ("train", "validation", "test")
 
@@ -43,31 +42,24 @@ def roles(table: Table, folds: Folds, fold: int) -> Roles:
       SplitError: a polyp has no fold; a polyp, or what `folds.group` keeps together, is in two roles; a role has no
         rows.
     """
-    check_range("fold", fold, 0, folds.num_folds - 1)
+    check_integer("fold", fold, 0, folds.num_folds - 1)
     polyps, keys = key_codes(table, ["dataset", "polyp_id"])
-    role = _role_of(np.array(folds_of(folds, keys), np.int64), folds.num_folds, fold)[polyps]
+    fold_of = np.array(folds_of(folds, keys), np.int64)
+    role = np.select([fold_of == fold, fold_of == (fold + 1) % folds.num_folds], [2, 1])[polyps]
     for group in dict.fromkeys(["polyp", folds.group]):
         if both := _shared(table, GROUPS[group], role):
-            raise SplitError(f"fold {fold}: {len(both)} of group {group!r} are in two roles: {name_some(both)}")
+            found = f"{len(both)} in two: {name_some(both)}"
+            raise SplitError(f"fold {fold}: expected every {group} in one role, found {found}")
     order = natural_order(table)
     parts = train, validation, test = tuple(order[role[order] == i] for i in range(3))
     for name, part in zip(ROLES, parts, strict=True):
         if not len(part):
-            raise SplitError(f"fold {fold}: no row of the index has the role {name!r}; expected rows in every role")
-    if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(table.num_rows)):
-        raise SplitError(f"fold {fold}: a row has two roles or none")
+            raise SplitError(f"fold {fold}: expected rows in every role, found none for {name!r}")
     counts = (len(_shared(table, column, role)) for column in ("patient_id", "video_id", "image_path"))
     return Roles(train, validation, test, Shared(*counts))
 
 
-def _role_of(fold_of: Int64[np.ndarray, " polyps"], num_folds: int, fold: int) -> Int64[np.ndarray, " polyps"]:
-    role = np.zeros_like(fold_of)
-    role[fold_of == (fold + 1) % num_folds] = 1
-    role[fold_of == fold] = 2
-    return role
-
-
-def _shared(table: Table, column: str, role: Int64[np.ndarray, " rows"]) -> list[tuple[str, ...]]:
+def _shared(table: Table, column: str, role: Rows) -> list[tuple[str, ...]]:
     """The ``(dataset, value)`` that have rows in more than one role."""
     codes, keys = key_codes(table, ["dataset", column])
     seen = np.zeros((len(keys), len(ROLES)), bool)

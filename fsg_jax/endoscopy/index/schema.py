@@ -1,34 +1,27 @@
-"""The index of polyp boxes: its columns, its order and its file."""
+"""The index of polyp boxes: its columns, the order of its rows, and its file."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from jaxtyping import Int64
+
+from fsg_jax._files import replacing
 from fsg_jax.data.extras import import_extra
 
 Table: TypeAlias = Any
 """A `pyarrow.Table` with the columns of `COLUMNS`."""
 
-COLUMNS: dict[str, str] = {
-    "dataset": "string",
-    "video_id": "string",
-    "patient_id": "string",
-    "polyp_id": "string",
-    "frame_id": "string",
-    "image_path": "string",
-    "mask_path": "string",
-    "width": "int32",
-    "height": "int32",
-    "xmin": "int32",
-    "ymin": "int32",
-    "xmax": "int32",
-    "ymax": "int32",
-    "size_mm": "float32",
-    "size_censored": "bool",
-    "synthetic": "bool",
-}
+Rows = Int64[np.ndarray, " rows"]
+"""Row numbers, or one number a row."""
+
+_TEXTS = ("dataset", "video_id", "patient_id", "polyp_id", "frame_id", "image_path", "mask_path")
+_BOX = ("xmin", "ymin", "xmax", "ymax")
+COLUMNS = dict.fromkeys(_TEXTS, "string") | dict.fromkeys(("width", "height", *_BOX), "int32")
+COLUMNS |= {"size_mm": "float32", "size_censored": "bool", "synthetic": "bool"}
 """Name and Arrow type of every column; one row is one polyp in one frame.
 
 Paths are relative to the dataset's root, with forward slashes. `mask_path` is null where there is no segmentation,
@@ -38,13 +31,13 @@ in pixels of the frame, inside it. `size_censored`: the polyp is `size_mm` or la
 
 METADATA = b"fsg_jax.index"
 _NULLABLE = ("mask_path", "size_mm")
+_SEPARATOR = "\0"
 
 
 def index_schema() -> Any:
     """The `pyarrow.Schema` of an index."""
     pa = import_extra("pyarrow", "endoscopy")
-    types = {"string": pa.string(), "int32": pa.int32(), "float32": pa.float32(), "bool": pa.bool_()}
-    return pa.schema([pa.field(name, types[kind], nullable=name in _NULLABLE) for name, kind in COLUMNS.items()])
+    return pa.schema([pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in COLUMNS.items()])
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -53,10 +46,38 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part)
 
 
-def sort_index(table: Table) -> Table:
-    """The rows by dataset, polyp, frame and box in natural order, whatever order they came in."""
-    from fsg_jax.endoscopy.index.sort import natural_order  # which imports this module
+def key_codes(table: Table, columns: Sequence[str]) -> tuple[Rows, list[tuple[str, ...]]]:
+    """Numbers the distinct values of string columns.
 
+    Args:
+      table: an index.
+      columns: names of string columns without nulls.
+
+    Returns:
+      ``(codes, keys)``: row ``i`` holds the values ``keys[codes[i]]``; keys are in order of first appearance.
+    """
+    pa, pc = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.compute", "endoscopy")
+    joined = pc.binary_join_element_wise(*(table.column(name) for name in columns), _SEPARATOR)
+    encoded = pa.concat_arrays(joined.chunks or [pa.array([], pa.string())]).dictionary_encode()
+    keys = [tuple(text.split(_SEPARATOR)) for text in encoded.dictionary.to_pylist()]
+    return encoded.indices.to_numpy().astype(np.int64), keys
+
+
+def natural_order(table: Table) -> Rows:
+    """Row numbers by dataset, polyp and frame in natural order, then by box; the same frames for any order of rows."""
+    texts = [_ranks(table, name) for name in ("dataset", "polyp_id", "frame_id", "image_path")]
+    return np.lexsort([*texts, *(table.column(name).to_numpy() for name in _BOX)][::-1])
+
+
+def _ranks(table: Table, name: str) -> Rows:
+    codes, keys = key_codes(table, [name])
+    ranks = np.empty(len(keys), np.int64)
+    ranks[sorted(range(len(keys)), key=lambda i: natural_key(keys[i][0]))] = np.arange(len(keys))
+    return ranks[codes]
+
+
+def sort_index(table: Table) -> Table:
+    """The rows in `natural_order`."""
     return table.take(natural_order(table))
 
 
@@ -68,13 +89,11 @@ def write_index(table: Table, path: Path, roots: Mapping[str, str]) -> None:
     """
     pq = import_extra("pyarrow.parquet", "endoscopy")
     table = check_index(table, str(path))
-    missing = set(table.column("dataset").unique().to_pylist()) - set(roots)
-    if missing:
+    if missing := set(table.column("dataset").unique().to_pylist()) - set(roots):
         raise ValueError(f"roots: expected the folder of every dataset, found none for {sorted(missing)}")
     table = sort_index(table).replace_schema_metadata({METADATA: json.dumps({"roots": dict(roots)})})
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
@@ -84,31 +103,25 @@ def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
       FileNotFoundError: a path does not exist.
       ValueError: a file is no index, or two indexes hold the same dataset.
     """
-    pa = import_extra("pyarrow", "endoscopy")
+    if not paths:
+        raise ValueError("read_index: expected at least one path, found none")
+    pa, pq = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.parquet", "endoscopy")
     tables: list[Table] = []
     roots: dict[str, Path] = {}
-    for path in paths:
-        table, found = _read(Path(path))
+    for path in map(Path, paths):
+        file = path / "index.parquet" if path.is_dir() else path
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such file; expected an index (make one with the index command)")
+        try:
+            table = pq.read_table(file)
+            found = json.loads(table.schema.metadata[METADATA])["roots"]
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: expected an index of polyps, found {type(error).__name__}: {error}") from error
         if twice := sorted(found.keys() & roots.keys()):
-            raise ValueError(f"{path}: dataset {twice[0]!r} is in an index before it too; expected each in one index")
-        tables.append(table)
-        roots |= found
-    if not tables:
-        raise ValueError("read_index: expected at least one path, found none")
+            raise ValueError(f"{path}: expected each dataset in one index, found {twice[0]!r} again")
+        tables.append(check_index(table, str(file)).replace_schema_metadata(None))
+        roots |= {name: Path(root) for name, root in found.items()}
     return sort_index(pa.concat_tables(tables)), roots
-
-
-def _read(path: Path) -> tuple[Table, dict[str, Path]]:
-    pa, pq = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.parquet", "endoscopy")
-    file = path / "index.parquet" if path.is_dir() else path
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file; expected an index (make one with the index command)")
-    try:
-        table = pq.read_table(file)
-        roots = json.loads(table.schema.metadata[METADATA])["roots"]
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}: not an index of polyp boxes ({type(error).__name__}: {error})") from error
-    return check_index(table, str(file)).replace_schema_metadata(None), {k: Path(v) for k, v in roots.items()}
 
 
 def check_index(table: Table, origin: str) -> Table:
@@ -118,16 +131,14 @@ def check_index(table: Table, origin: str) -> Table:
       ValueError: columns are missing or of another type, or a value is null that must not be.
     """
     pa = import_extra("pyarrow", "endoscopy")
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{origin}: the index lacks columns {missing}; expected {list(COLUMNS)}")
-    nulls = [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]
-    if nulls:
-        raise ValueError(f"{origin}: columns {nulls} have empty values; only {list(_NULLABLE)} may")
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise ValueError(f"{origin}: expected columns {missing}, found {table.column_names}")
+    if nulls := [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]:
+        raise ValueError(f"{origin}: expected empty values in {list(_NULLABLE)} only, found some in {nulls}")
     try:
         return table.select(list(COLUMNS)).cast(index_schema())
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{origin}: a column has another type than the index: {error}") from error
+        raise ValueError(f"{origin}: expected the types of an index, found {error}") from error
 
 
 def polyp_keys(table: Table, column: str = "polyp_id") -> list[tuple[str, str]]:

@@ -1,34 +1,32 @@
-"""Folds as CSV files: our own, and reading columns of others'."""
+"""Folds in CSV files: our own, the reference's official lists, and the audit's patient-stratified folds."""
 
-import csv
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from fsg_jax.data.extras import import_extra
-from fsg_jax.endoscopy.index.folds import Folds, PolypKey
-from fsg_jax.endoscopy.index.schema import Table
+from fsg_jax.endoscopy.index.csv_rows import read_rows, writing_rows
+from fsg_jax.endoscopy.index.folds import Folds, PolypKey, SplitError, name_some, polyp_order, reference_id
+from fsg_jax.endoscopy.index.schema import Table, polyp_keys
 
 COLUMNS = ("dataset", "polyp_id", "fold", "num_folds", "group")
 """Of a file of folds, in this order; the last two have one value each, and `read_folds` can do without them."""
 
+_OFFICIAL = ("database", "unique_id", "frame_id", "kfold_id")
+_AUDIT = ("video_id", "label", "dataset", "fold")
+
 
 def write_folds(folds: Folds, path: str | os.PathLike) -> None:
     """Writes a CSV with the columns of `COLUMNS`, polyps in natural order; the file is written whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows((*row.values(), folds.num_folds, folds.group) for row in folds.table().to_pylist())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_rows(Path(path), COLUMNS) as writer:
+        for key in sorted(folds.fold_of, key=polyp_order):
+            writer.writerow((*key, folds.fold_of[key], folds.num_folds, folds.group))
 
 
 def read_folds(path: str | os.PathLike, *, num_folds: int | None = None, group: str | None = None) -> Folds:
-    """Folds from a CSV with the columns dataset, polyp_id and fold.
+    """Reads folds from a CSV with the columns dataset, polyp_id and fold.
 
     Args:
       path: the file.
@@ -40,69 +38,178 @@ def read_folds(path: str | os.PathLike, *, num_folds: int | None = None, group: 
       FileNotFoundError: there is no such file.
       ValueError: the file lacks columns or rows, holds a value that is no fold, or a polyp twice.
     """
-    table = read_text_columns(path, COLUMNS[:3], optional=COLUMNS[3:])
-    numbers = integers(table, "fold", path)
-    keys = list(zip(table.column("dataset").to_pylist(), table.column("polyp_id").to_pylist(), strict=True))
-    if not keys:
-        raise ValueError(f"{path}: no folds in it; expected a row for every polyp")
     fold_of: dict[PolypKey, int] = {}
-    for line, (key, fold) in enumerate(zip(keys, numbers, strict=True), start=2):
+    stated: dict[str, set[str]] = {name: set() for name in COLUMNS[3:]}
+    for line, row in read_rows(Path(path), COLUMNS[:3], COLUMNS[3:], exact=True):
+        key = row["dataset"], row["polyp_id"]
         if key in fold_of:
-            raise ValueError(
-                f"{path}, line {line}: {' '.join(key)} is in an earlier line too; expected each polyp once"
-            )
-        fold_of[key] = fold
-    if num_folds is None:
-        num_folds = int(_single(table, "num_folds", path) or max(numbers) + 1)
+            raise ValueError(f"{path}, line {line}: expected each polyp once, found {' '.join(key)} again")
+        fold_of[key] = _integer(row, "fold", f"{path}, line {line}")
+        for name, values in stated.items():
+            values.add(row.get(name, ""))
+    if not fold_of:
+        raise ValueError(f"{path}: expected a row for every polyp, found none")
+    for name, values in stated.items():
+        if len(values) > 1:
+            raise ValueError(f"{path}: {name}: expected one value in all rows, found {sorted(values)[:5]}")
+    own_number, own_group = (values.pop() for values in stated.values())
     try:
-        return Folds(num_folds, group or _single(table, "group", path) or "polyp", fold_of)
+        num_folds = num_folds or int(own_number or max(fold_of.values()) + 1)
+        return Folds(num_folds, group or own_group or "polyp", fold_of)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_text_columns(path: str | os.PathLike, names: Sequence[str], optional: Sequence[str] = ()) -> Table:
-    """Columns of a CSV file with a header, as text without the spaces around it.
+class ImportedFolds(NamedTuple):
+    """Folds of the polyps that the list has, those that it lacks, and what was found, in words and numbers."""
+
+    folds: Folds
+    unlisted: tuple[PolypKey, ...]
+    report: Mapping[str, int]
+
+
+def import_official(path: str | os.PathLike, table: Table, *, drop_unlisted: bool = False) -> ImportedFolds:
+    """Reads folds from the reference's ``kfold_polypsizing_lists_per_object.csv``, by polyp; ``group="polyp"``.
+
+    Rows are joined by (unique_id, frame_id), never by their position. A database whose name contains ``REAL`` is our
+    ``real_colon``, ``SUN`` is ``sun``, where ids are integers. Frames that only the list or only the index has are
+    counted; those of the index get the fold of their polyp.
+
+    Args:
+      path: CSV with the columns database, unique_id, frame_id, kfold_id, and gt (mm) if there.
+      table: an index.
+      drop_unlisted: leave polyps that the list lacks without a fold, and count them, instead of raising.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is no CSV or lacks one of `names`.
+      ValueError: the file is damaged, lacks columns, or names an unknown database.
+      SplitError: the list gives a polyp two folds, or lacks polyps of the index.
     """
-    pa, arrow_csv = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.csv", "endoscopy")
-    pc = import_extra("pyarrow.compute", "endoscopy")
-    wanted = [*names, *optional]
-    convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))
-    try:
-        table = arrow_csv.read_csv(path, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a CSV file that can be read: {error}") from error
-    if missing := [name for name in names if name not in table.column_names]:
-        raise ValueError(f"{path}: lacks the columns {missing}; expected {list(names)}, found {table.column_names}")
-    there = [name for name in wanted if name in table.column_names]
-    return pa.table({name: pc.utf8_trim_whitespace(table.column(name)) for name in there})
+    listed: dict[PolypKey, int] = {}
+    listed_frames: Counter[tuple[PolypKey, int | str]] = Counter()
+    sizes: dict[PolypKey, set[str]] = defaultdict(set)
+    for line, row in read_rows(Path(path), _OFFICIAL, ("gt",), exact=True):
+        where = f"{path}, line {line}"
+        key = _reference_key(reference_dataset(row["database"], where), row["unique_id"])
+        _set_fold(listed, key, _integer(row, "kfold_id", where), path)
+        listed_frames[key, _frame_number(row["frame_id"])] += 1
+        if "gt" in row:
+            sizes[key].add(row["gt"])
+    polyps = {key: _reference_key(*key) for key in polyp_keys(table)}
+    ours = [polyps[key] for key in polyp_keys(table)]
+    frames = {(key, _frame_number(text)) for key, text in zip(ours, table.column("frame_id").to_pylist(), strict=True)}
+    our_sizes = set(zip(ours, table.column("size_mm").to_pylist(), strict=True))
+    alike = {key for key, size in our_sizes if any(_same_size(text, size) for text in sizes.get(key, ()))}
+    report = {
+        "listed polyps that the index lacks": len(listed.keys() - set(ours)),
+        "listed frames that the index lacks": len(listed_frames.keys() - frames),
+        "frames of the index that the list lacks": len(frames - listed_frames.keys()),
+        "rows of the list that repeat a frame": listed_frames.total() - len(listed_frames),
+        "polyps of another size in the list": len((sizes.keys() & set(ours)) - alike),
+    }
+    fold_of = {polyp: listed[key] for polyp, key in polyps.items() if key in listed}
+    folds = Folds(max(listed.values(), default=0) + 1, "polyp", fold_of)
+    return _imported(folds, polyps, report, drop_unlisted, path)
 
 
-def integers(table: Table, name: str, path: str | os.PathLike) -> list[int]:
-    """A text column as integers, ``"3"`` or ``"3.0"``.
+def import_audit(path: str | os.PathLike, table: Table, *, drop_unlisted: bool = False) -> ImportedFolds:
+    """Reads the folds of the MICCAI 2026 audit (``fold_assignments.csv``), video by video; ``group="video"``.
+
+    They are stratified by patient. The list's label, 1 above 5 mm, is compared with the sizes of the index for every
+    video whose polyps agree.
+
+    Args:
+      path: CSV with the columns video_id, label, dataset (``real_colon`` or ``sun``) and fold.
+      table: an index.
+      drop_unlisted: leave polyps of videos that the list lacks without a fold, and count them, instead of raising.
 
     Raises:
-      ValueError: a value is none; the message has its line.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged or lacks columns.
+      SplitError: the list gives a video or polyp two folds, or lacks videos of the index.
+
+    Source: arXiv 2605.20461, github anaxqx/polyp-sizing-audit.
     """
-    values = table.column(name).to_pylist()
-    for line, text in enumerate(values, start=2):
-        if not _is_integer(text):
-            raise ValueError(f"{path}, line {line}: {name} is {text!r}; expected an integer, 0 or more")
-    return [int(float(text)) for text in values]
+    listed: dict[PolypKey, int] = {}
+    labels: dict[PolypKey, int] = {}
+    for line, row in read_rows(Path(path), _AUDIT, exact=True):
+        where = f"{path}, line {line}"
+        key = _reference_key(row["dataset"], row["video_id"])
+        _set_fold(listed, key, _integer(row, "fold", where), path)
+        labels[key] = _integer(row, "label", where)
+    videos = [_reference_key(*key) for key in polyp_keys(table, "video_id")]
+    polyps = dict.fromkeys(zip(polyp_keys(table), videos, strict=True))
+    fold_of: dict[PolypKey, int] = {}
+    for polyp, video in polyps:
+        if video in listed:
+            _set_fold(fold_of, polyp, listed[video], path)
+    above: dict[PolypKey, set[bool]] = defaultdict(set)
+    for video, size in zip(videos, table.column("size_mm").to_pylist(), strict=True):
+        if video in labels and size is not None:
+            above[video].add(size > 5)
+    agreed = {video: values.pop() for video, values in above.items() if len(values) == 1}
+    report = {
+        "listed videos that the index lacks": len(listed.keys() - set(videos)),
+        "videos of the index that the list lacks": len(set(videos) - listed.keys()),
+        "videos whose label differs from our sizes (5 mm)": sum(labels[v] != value for v, value in agreed.items()),
+        "videos with polyps on both sides of 5 mm, label not compared": len(above) - len(agreed),
+    }
+    folds = Folds(max(listed.values(), default=0) + 1, "video", fold_of)
+    return _imported(folds, [polyp for polyp, _ in polyps], report, drop_unlisted, path)
 
 
-def _is_integer(text: str) -> bool:
-    whole, _, rest = text.partition(".")
-    return whole.isascii() and whole.isdecimal() and not rest.strip("0")
+def keep_listed(table: Table, folds: Folds) -> Table:
+    """The rows whose polyp has a fold."""
+    return table.filter([key in folds.fold_of for key in polyp_keys(table)])
 
 
-def _single(table: Table, name: str, path: str | os.PathLike) -> str | None:
-    if name not in table.column_names:
-        return None
-    values = table.column(name).unique().to_pylist()
-    if len(values) != 1:
-        raise ValueError(f"{path}: the column {name} has the values {values[:5]}; expected one in all rows")
-    return str(values[0])
+def reference_dataset(name: str, where: str) -> str:
+    """The dataset of a database by the letters in its name, as the reference does: ``real_colon`` or ``sun``.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    for letters, dataset in (("REAL", "real_colon"), ("SUN", "sun")):
+        if letters in name.upper():
+            return dataset
+    raise ValueError(f"{where}: database: expected a name with REAL or SUN in it, found {name!r}")
+
+
+def _imported(
+    folds: Folds, polyps: Iterable[PolypKey], report: dict[str, int], drop_unlisted: bool, path: str | os.PathLike
+) -> ImportedFolds:
+    unlisted = tuple(sorted(set(polyps) - folds.fold_of.keys(), key=polyp_order))
+    if unlisted and not drop_unlisted:
+        found = f"none for {len(unlisted)}: {name_some(list(unlisted), 20)}"
+        raise SplitError(f"{path}: expected a fold for every polyp, found {found} (drop_unlisted leaves them out)")
+    return ImportedFolds(folds, unlisted, {**report, "polyps dropped, not in the list": len(unlisted)})
+
+
+def _set_fold(fold_of: dict[PolypKey, int], key: PolypKey, fold: int, path: str | os.PathLike) -> None:
+    if fold_of.setdefault(key, fold) != fold:
+        raise SplitError(f"{path}: expected one fold for {' '.join(key)}, found {fold_of[key]} and {fold}")
+
+
+def _reference_key(dataset: str, text: str) -> PolypKey:
+    return dataset, reference_id(dataset, text)
+
+
+def _frame_number(text: str) -> int | str:
+    """The number that a frame's id ends in, for zeros in front are lost in CSV; the id if there is none."""
+    match = re.search(r"\d+$", text)
+    return int(match[0]) if match else text
+
+
+def _same_size(text: str, size: float | None) -> bool:
+    try:
+        return size is not None and abs(float(text) - size) < 1e-3
+    except ValueError:
+        return size is None
+
+
+def _integer(row: Mapping[str, str], name: str, where: str) -> int:
+    """The integer in a cell, ``3`` or ``3.0``."""
+    whole, _, rest = row[name].partition(".")
+    if not (whole.isascii() and whole.isdecimal()) or rest.strip("0"):
+        raise ValueError(f"{where}: {name}: expected an integer >= 0, found {row[name]!r}")
+    return int(whole)

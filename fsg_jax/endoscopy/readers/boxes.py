@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fsg_jax.endoscopy.readers.reasons import Reason, RefusedError
+from fsg_jax.endoscopy.readers.reports import Note, Reason, RefusedError
 
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_NAMES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Box(NamedTuple):
@@ -20,16 +20,8 @@ class Box(NamedTuple):
     ymax: int
 
 
-class FittedBox(NamedTuple):
-    """A box inside its frame, and what was done to it."""
-
-    box: Box
-    rounded: bool
-    clipped: bool
-
-
-def fit_box(corners: Sequence[str], width: int, height: int) -> FittedBox:
-    """The box rounded to whole pixels (halves up) and clipped to the frame.
+def fit_box(corners: Sequence[str], width: int, height: int) -> tuple[Box, list[Note]]:
+    """Returns the box rounded to whole pixels (halves up) and clipped to the frame, and notes on which of these it was.
 
     Args:
       corners: xmin, ymin, xmax, ymax as written; max is exclusive.
@@ -40,21 +32,21 @@ def fit_box(corners: Sequence[str], width: int, height: int) -> FittedBox:
       RefusedError: a coordinate is no finite number, the corners are swapped, the box is empty (also once rounded) or
         has no pixel in the frame.
     """
-    xmin, ymin, xmax, ymax = values = [_number(name, text) for name, text in zip(_NAMES, corners, strict=True)]
-    if xmin > xmax or ymin > ymax:
+    values = [_number(name, text) for name, text in zip(CORNERS, corners, strict=True)]
+    if values[0] > values[2] or values[1] > values[3]:
         raise RefusedError(Reason.SWAPPED, _describe(corners))
     whole = Box(*(math.floor(value + 0.5) for value in values))
     if whole.xmin == whole.xmax or whole.ymin == whole.ymax:
         raise RefusedError(Reason.EMPTY_BOX, _describe(corners))
-    x, y = (max(whole.xmin, 0), min(whole.xmax, width)), (max(whole.ymin, 0), min(whole.ymax, height))
-    if x[0] >= x[1] or y[0] >= y[1]:
+    box = Box(max(whole.xmin, 0), max(whole.ymin, 0), min(whole.xmax, width), min(whole.ymax, height))
+    if box.xmin >= box.xmax or box.ymin >= box.ymax:
         raise RefusedError(Reason.OUTSIDE, f"{_describe(corners)} in a frame of {width}x{height}")
-    box = Box(x[0], y[0], x[1], y[1])
-    return FittedBox(box, rounded=list(whole) != values, clipped=box != whole)
+    changes = {Note.ROUNDED: list(whole) != values, Note.CLIPPED: box != whole}
+    return box, [note for note, changed in changes.items() if changed]
 
 
 def parse_pixels(text: str, name: str) -> int:
-    """A side of a frame: a whole number from 1 to 99,999.
+    """Reads a side of a frame: a whole number from 1 to 99,999.
 
     Raises:
       RefusedError: `text` is another; the message calls it `name`.
@@ -74,4 +66,4 @@ def _number(name: str, text: str) -> float:
 
 
 def _describe(corners: Sequence[str]) -> str:
-    return ", ".join(f"{name}={text.strip()}" for name, text in zip(_NAMES, corners, strict=True))
+    return ", ".join(f"{name}={text.strip()}" for name, text in zip(CORNERS, corners, strict=True))

@@ -12,32 +12,51 @@ than 5 % of the frame, the frame is kept and noted.
 Source: Jha et al. 2020, "Kvasir-SEG: A Segmented Polyp Dataset", MMM.
 """
 
+import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
 from fsg_jax.data.extras import import_extra
+from fsg_jax.endoscopy.index.csv_rows import read_rows
 from fsg_jax.endoscopy.index.schema import Table, from_rows, natural_key
-from fsg_jax.endoscopy.readers.boxes import Box, fit_box
-from fsg_jax.endoscopy.readers.kvasir_boxes import Entry, read_entries
-from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Layout, Part, check_root, fingerprint, is_synthetic
-from fsg_jax.endoscopy.readers.reasons import Event, Reason, RefusedError
-from fsg_jax.endoscopy.readers.sizes import PolypSizes
+from fsg_jax.endoscopy.readers import layout
+from fsg_jax.endoscopy.readers.boxes import CORNERS, Box
+from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part
+from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
+from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
+
+CSV_FILE = "index.csv"
+JSON_FILES = ("kavsir_bboxes.json", "kvasir_bboxes.json")
+"""As distributed, and as one would spell it."""
 
 FRAMES_PER_CHUNK = 128
 MASK_TOLERANCE = 0.05
 """The share of the frame by which an edge of the boxes may be off that of the mask without a note."""
 
+_COLUMNS = ("file", "kvasir_id", "orig_w", "orig_h", "boxes")
+_NO_SIZE = Size(None, False)
+
+
+class Entry(NamedTuple):
+    """One frame: its boxes' corners as written, in pixels of a frame of `width` x `height`."""
+
+    kvasir_id: str
+    image: str
+    width: int
+    height: int
+    boxes: tuple[tuple[str, ...], ...]
+
 
 def open_kvasir(root: Path, *, name: str = "kvasir_seg", verify: Verify = "decode") -> "Kvasir":
-    """The dataset under `root`, ready to be indexed: one row a box.
+    """Opens the dataset under `root`, ready to be indexed: one row a box.
 
     Polyps are ``ID_1``, ``ID_2`` and so on in the order of the boxes; video, patient and frame are ``ID``. A frame of
     another size than its boxes were drawn in is taken to be resized: boxes are scaled, outwards to whole pixels. A
@@ -52,104 +71,78 @@ def open_kvasir(root: Path, *, name: str = "kvasir_seg", verify: Verify = "decod
       FileNotFoundError: the folder or its file of boxes is missing.
       ValueError: the file of boxes cannot be read.
     """
-    root = check_root(Path(root))
-    entries, events = read_entries(root)
+    root = layout.check_root(Path(root))
+    found = [file for file in (root / CSV_FILE, *(root / name for name in JSON_FILES)) if file.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{root}: expected {CSV_FILE}, or {JSON_FILES[0]} with images/ and masks/")
+    entries, events = _read_csv(found[0]) if found[0].name == CSV_FILE else _read_json(found[0])
     entries.sort(key=lambda entry: natural_key(entry.kvasir_id))
-    return Kvasir(name, root, verify, PolypSizes(events=events), {}, is_synthetic(root), tuple(entries))
+    return Kvasir(name, root, verify, PolypSizes(), {}, layout.is_synthetic(root), events, tuple(entries))
 
 
 def read_kvasir(root: str | os.PathLike) -> tuple[Table, list[Event]]:
-    """The rows of an index of Kvasir-SEG, and what was dropped or noted; arguments and errors as `open_kvasir`."""
-    layout = open_kvasir(Path(root))
-    parts = [layout.read(chunk) for chunk in layout.chunks()]
+    """Returns the rows of an index of Kvasir-SEG, and what was dropped or noted; errors as in `open_kvasir`."""
+    kvasir = open_kvasir(Path(root))
+    parts = [kvasir.read(chunk) for chunk in kvasir.chunks()]
     events = [event for part in parts for event in part.events]
-    return from_rows(row for part in parts for row in part.rows), layout.events() + events
+    return from_rows(row for part in parts for row in part.rows), kvasir.events + events
 
 
 @dataclass(frozen=True)
-class Kvasir(Layout):
+class Kvasir(layout.Layout):
     """Kvasir-SEG on disk: its frames in natural order of their ids."""
 
     entries: tuple[Entry, ...]
-
-    def count_files(self) -> int:
-        """Number of annotated frames."""
-        return len(self.entries)
 
     def chunks(self) -> Iterator[Chunk]:
         """The frames in chunks."""
         for start in range(0, len(self.entries), FRAMES_PER_CHUNK):
             some = self.entries[start : start + FRAMES_PER_CHUNK]
-            yield Chunk(f"frames.{start:06d}", str(start), tuple(entry.image for entry in some), fingerprint(some))
+            yield Chunk(f"frames.{start:06d}", "", some, layout.fingerprint(some))
 
     def read(self, chunk: Chunk) -> Part:
         """Reads the boxes, images and masks of the chunk."""
-        part, start = Part(), int(chunk.group)
-        for entry in self.entries[start : start + len(chunk.files)]:
-            try:
+        part = Part()
+        for entry in chunk.files:
+            with part.dropping(entry.image, entry.kvasir_id):
                 self._read_entry(entry, part)
-            except RefusedError as error:
-                part.events.append(error.event(entry.image, entry.kvasir_id))
-        part.counts["files"] += len(chunk.files)
         return part
 
     def _read_entry(self, entry: Entry, part: Part) -> None:
         part.counts["frames with boxes" if entry.boxes else "frames without lesion"] += 1
         if not entry.boxes:
-            raise RefusedError(Reason.NO_ANNOTATION, "no boxes")
-        if not _is_below(entry.image):
+            raise RefusedError(Note.NO_ANNOTATION, "no boxes")
+        path = PurePosixPath(entry.image)
+        if len(path.parts) < 2 or path.is_absolute() or ".." in path.parts:
             raise RefusedError(Reason.FRAME_PATH, f"{entry.image!r} is not below {self.root}")
         part.counts["images"] += 1
         shape = check_frame(self.root / entry.image, self.verify)
-        if boxes := _boxes(entry, part):
+        boxes: dict[str, Box] = {}
+        for number, corners in enumerate(entry.boxes, start=1):
+            polyp = f"{entry.kvasir_id}_{number}"
+            with part.dropping(entry.image, polyp):
+                boxes[polyp] = part.fit_box(corners, (entry.width, entry.height), entry.image, polyp)
+        if boxes:
             mask = self._mask(entry, shape, list(boxes.values()), part)
-            frame = Frame(entry.kvasir_id, entry.kvasir_id, entry.image, *shape)
-            part.rows += [self._row(frame, polyp, _scale(box, entry, shape), mask) for polyp, box in boxes.items()]
-
-    def _row(self, frame: Frame, polyp: str, box: Box, mask: str | None) -> dict[str, Any]:
-        ids = {"dataset": self.name, "patient_id": frame.video_id, "polyp_id": polyp, "mask_path": mask}
-        others = {"size_mm": None, "size_censored": False, "synthetic": self.synthetic}
-        return {**frame._asdict(), **box._asdict(), **ids, **others}
+            frame = Frame(entry.kvasir_id, entry.kvasir_id, entry.image, *shape, mask)
+            part.rows += [self.row(frame, polyp, _scale(box, entry, shape), _NO_SIZE) for polyp, box in boxes.items()]
 
     def _mask(self, entry: Entry, shape: tuple[int, int], boxes: list[Box], part: Part) -> str | None:
-        """The path of the mask, None if there is none to use; notes that, and a mask that is not where boxes are."""
-        path = self._mask_path(PurePosixPath(entry.image))
-        try:
-            extent = _mask_extent(self.root / path, shape)
-        except RefusedError as error:
-            part.events.append(error.event(path, entry.kvasir_id))
-            return None
-        if (off := float(np.abs(_extent(entry, boxes) - extent).max())) > MASK_TOLERANCE:
-            detail = f"an edge is off by {off:.1%} of the frame"
-            part.events.append(Event(entry.image, entry.kvasir_id, Reason.BOX_AND_MASK, detail))
-        return path
+        """The mask in the folder masks beside that of the image, as JPEG or PNG; None if there is none to use.
 
-    def _mask_path(self, image: PurePosixPath) -> str:
-        """The file in the folder masks beside that of the image, as JPEG or PNG."""
+        Notes that, and a mask that is not where the boxes are.
+        """
+        image = PurePosixPath(entry.image)
         named = image.parent.parent / "masks" / image.name
         found = (path for path in (named, named.with_suffix(".png")) if (self.root / path).is_file())
-        return str(next(found, named))
-
-
-def _is_below(path: str) -> bool:
-    """Whether the path stays in the root and names a file in a folder."""
-    pure = PurePosixPath(path)
-    return len(pure.parts) > 1 and not pure.is_absolute() and ".." not in pure.parts
-
-
-def _boxes(entry: Entry, part: Part) -> dict[str, Box]:
-    """By polyp, the boxes that can be used, in the pixels that they were drawn in."""
-    boxes: dict[str, Box] = {}
-    for number, corners in enumerate(entry.boxes, start=1):
-        polyp = f"{entry.kvasir_id}_{number}"
-        try:
-            fitted = fit_box(corners, entry.width, entry.height)
-        except RefusedError as error:
-            part.events.append(error.event(entry.image, polyp))
-            continue
-        part.note_box(fitted, entry.image, polyp)
-        boxes[polyp] = fitted.box
-    return boxes
+        mask = str(next(found, named))
+        with part.dropping(mask, entry.kvasir_id):
+            extent = _mask_extent(self.root / mask, shape)
+            if (off := float(np.abs(_extent(entry, boxes) - extent).max())) > MASK_TOLERANCE:
+                detail = f"an edge is off by {off:.1%} of the frame"
+                part.events.append(Event(entry.image, entry.kvasir_id, Note.BOX_AND_MASK, detail))
+            return mask
+        return None
 
 
 def _scale(box: Box, entry: Entry, shape: tuple[int, int]) -> Box:
@@ -169,15 +162,55 @@ def _mask_extent(path: Path, shape: tuple[int, int]) -> Float64[np.ndarray, "4"]
     """As `_extent`, of the foreground of a mask of `shape` (width, height)."""
     pillow = import_extra("PIL.Image", "endoscopy")
     if not path.is_file():
-        raise RefusedError(Reason.NO_MASK, "no such file")
+        raise RefusedError(Note.NO_MASK, "no such file")
     try:
         with pillow.open(path) as image:
             found, foreground = image.size, np.asarray(image.convert("L")) > 127
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise RefusedError(Reason.NO_MASK, f"{type(error).__name__}: {error}") from error
+        raise RefusedError(Note.NO_MASK, f"{type(error).__name__}: {error}") from error
     if found != shape:
-        raise RefusedError(Reason.NO_MASK, f"{found[0]}x{found[1]}; the frame has {shape[0]}x{shape[1]}")
+        raise RefusedError(Note.NO_MASK, f"{found[0]}x{found[1]}; the frame has {shape[0]}x{shape[1]}")
     y, x = np.nonzero(foreground)
     if not len(x):
-        raise RefusedError(Reason.NO_MASK, "no pixel is foreground")
+        raise RefusedError(Note.NO_MASK, "no pixel is foreground")
     return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) / (*shape, *shape)
+
+
+def _read_csv(file: Path) -> tuple[list[Entry], list[Event]]:
+    entries: dict[str, Entry] = {}
+    events: list[Event] = []
+    for line, row in read_rows(file, _COLUMNS):
+        name = row["kvasir_id"]
+        try:
+            if not name or name in entries:
+                raise ValueError(f"kvasir_id {name!r} is empty or in an earlier line too")
+            boxes = [dict(zip(CORNERS, box, strict=True)) for box in json.loads(row["boxes"])]
+            entries[name] = _entry(name, row["file"], row["orig_w"], row["orig_h"], boxes)
+        except (ValueError, TypeError, RecursionError) as error:
+            events.append(Event(file.name, f"line {line}", Reason.MALFORMED_LINE, f"{error}"))
+    return list(entries.values()), events
+
+
+def _read_json(file: Path) -> tuple[list[Entry], list[Event]]:
+    try:
+        listed: dict[str, Any] = dict(json.loads(file.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: expected a JSON object of boxes by frame, found {error}") from error
+    images = {Path(image).stem: image for image in layout.list_names(file.parent / "images")}
+    events = [Event(f"images/{images[name]}", name, Note.NO_ANNOTATION, "") for name in images if name not in listed]
+    entries = []
+    for name, found in listed.items():
+        image = f"images/{images.get(name, name + '.jpg')}"
+        try:
+            entries.append(_entry(name, image, found["width"], found["height"], found["bbox"]))
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            events.append(Event(file.name, name, Reason.MALFORMED_LINE, f"{type(error).__name__}: {error}"))
+    return entries, events
+
+
+def _entry(name: str, image: str, width: Any, height: Any, boxes: Any) -> Entry:
+    sides = int(width), int(height)
+    if min(sides) < 1:
+        raise ValueError(f"the frame has {sides[0]}x{sides[1]} pixels")
+    corners = [[str(box.get(name, "")) if isinstance(box, Mapping) else "" for name in CORNERS] for box in boxes]
+    return Entry(name, image, *sides, tuple(map(tuple, corners)))

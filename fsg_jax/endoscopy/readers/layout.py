@@ -1,39 +1,50 @@
-"""What the readers of the layouts share: chunks of files, and rows of the index with what was dropped."""
+"""What the readers share: a dataset as chunks of files, each read into rows of the index and what was dropped."""
 
 import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from fsg_jax.endoscopy.readers.boxes import FittedBox
-from fsg_jax.endoscopy.readers.reasons import Event, Reason
+from fsg_jax.endoscopy.readers.boxes import Box, fit_box
+from fsg_jax.endoscopy.readers.reports import Event, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
 from fsg_jax.endoscopy.readers.verify import Verify
 
+Patients: TypeAlias = Mapping[str, str]
+"""Patient of each video; a video that is not there is a patient of its own."""
+
 SYNTHETIC = "SYNTHETIC.json"
+"""The root of a dataset that is made up holds this file."""
 
 
 class Chunk(NamedTuple):
-    """Files that are read together. `key` changes when the files do; `name` is unique in a dataset."""
+    """What is read together: files of one `group`. `key` changes when they do; `name` is unique in a dataset."""
 
     name: str
     group: str
-    files: tuple[str, ...]
+    files: tuple[Any, ...]
     key: str
 
 
 class Frame(NamedTuple):
-    """One frame: its ids, its image relative to the root, and its size in pixels."""
+    """One frame: its ids, its image and mask relative to the root, and its size in pixels."""
 
     video_id: str
     frame_id: str
     image_path: str
     width: int
     height: int
+    mask_path: str | None = None
+
+    def row(self, polyp_id: str, box: Box, size: Size, **others: str | bool) -> dict[str, Any]:
+        """One row of the index; `others` are dataset, patient_id and synthetic."""
+        sizes = {"size_mm": size.mm, "size_censored": size.censored}
+        return {**self._asdict(), "polyp_id": polyp_id, **box._asdict(), **sizes, **others}
 
 
 @dataclass
@@ -44,24 +55,38 @@ class Part:
     events: list[Event] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def note_box(self, fitted: FittedBox, file: str, item: str) -> None:
-        """Notes a box that was rounded or clipped."""
-        if fitted.rounded:
-            self.events.append(Event(file, item, Reason.ROUNDED, f"to {tuple(fitted.box)}"))
-        if fitted.clipped:
-            self.events.append(Event(file, item, Reason.CLIPPED, f"to {tuple(fitted.box)}"))
+    @contextmanager
+    def dropping(self, file: str, item: str = "") -> Iterator[None]:
+        """Turns a `RefusedError` of the block into an event."""
+        try:
+            yield
+        except RefusedError as error:
+            self.events.append(error.event(file, item))
+
+    def fit_box(self, corners: Sequence[str], size: tuple[int, int], file: str, item: str, again: bool = False) -> Box:
+        """Returns the box inside a frame of `size`, see `boxes.fit_box`; notes where it was rounded or clipped.
+
+        Raises:
+          RefusedError: the box cannot be used, or it is `again` one of the same polyp in the same frame.
+        """
+        box, notes = fit_box(corners, *size)
+        if again:
+            raise RefusedError(Reason.DUPLICATE_BOX, f"{tuple(box)} after another")
+        self.events += [Event(file, item, note, f"to {tuple(box)}") for note in notes]
+        return box
 
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """A dataset on disk; picklable, for it is sent to worker processes."""
+    """A dataset on disk, and what is odd about it as a whole; picklable, for it is sent to worker processes."""
 
     name: str
     root: Path
     verify: Verify
     sizes: PolypSizes
-    patients: Mapping[str, str]
+    patients: Patients
     synthetic: bool
+    events: list[Event]
 
     @abstractmethod
     def chunks(self) -> Iterator[Chunk]:
@@ -71,56 +96,30 @@ class Layout(ABC):
     def read(self, chunk: Chunk) -> Part:
         """Reads one chunk."""
 
-    @abstractmethod
     def count_files(self) -> int:
         """Number of annotation files, without reading them."""
+        return sum(len(chunk.files) for chunk in self.chunks())
 
-    def events(self) -> list[Event]:
-        """What is odd about the dataset as a whole."""
-        return self.sizes.events
-
-    def row(self, frame: Frame, polyp_id: str, fitted: FittedBox, size: Size) -> dict[str, Any]:
+    def row(self, frame: Frame, polyp_id: str, box: Box, size: Size) -> dict[str, Any]:
         """One row of the index."""
         patient = self.patients.get(frame.video_id, frame.video_id)
-        ids = {"dataset": self.name, "patient_id": patient, "polyp_id": polyp_id}
-        return index_row(frame, fitted, size, **ids, synthetic=self.synthetic)
-
-
-def index_row(frame: Frame, fitted: FittedBox, size: Size, **others: str | bool) -> dict[str, Any]:
-    """One row of the index; `others` are dataset, patient_id, polyp_id and synthetic."""
-    sizes = {"size_mm": size.mm, "size_censored": size.censored}
-    return {**frame._asdict(), "mask_path": None, **fitted.box._asdict(), **sizes, **others}
-
-
-class FileStat(NamedTuple):
-    """A file of a folder; `name` comes first to sort by."""
-
-    name: str
-    size: int
-    modified: int
-
-
-def list_files(folder: Path) -> list[FileStat]:
-    """What is in a folder in the order of the names (shorter ones first, so numbers are in order)."""
-    with os.scandir(folder) as entries:
-        files = [_file_stat(entry) for entry in entries]
-    return sorted(files, key=lambda file: (len(file.name), file.name))
-
-
-def _file_stat(entry: os.DirEntry[str]) -> FileStat:
-    try:
-        stat = entry.stat()
-    except OSError:  # such as a broken link; reading it fails too, and is reported
-        return FileStat(entry.name, 0, 0)
-    return FileStat(entry.name, stat.st_size, stat.st_mtime_ns)
+        return frame.row(polyp_id, box, size, dataset=self.name, patient_id=patient, synthetic=self.synthetic)
 
 
 def list_names(folder: Path) -> list[str]:
-    """As `list_files`, but the names only; none if there is no such folder."""
+    """What is in a folder, shorter names first, so that numbers are in order; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return sorted((entry.name for entry in entries), key=lambda name: (len(name), name))
+    return sorted(os.listdir(folder), key=lambda name: (len(name), name))
+
+
+def stamp(path: str) -> str:
+    """Size and time of a file, which change when it does; nothing for a broken link, which cannot be read either."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def fingerprint(values: Iterable[object]) -> str:
@@ -131,10 +130,22 @@ def fingerprint(values: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def read_bytes(path: str, limit: int) -> bytes:
-    """At most the first `limit` bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read(min(limit, os.fstat(file.fileno()).st_size))
+def read_annotation(path: str, limit: int) -> bytes:
+    """Reads an annotation file whole.
+
+    Raises:
+      RefusedError: the file cannot be read, is empty, or has more than `limit` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(min(limit + 1, os.fstat(file.fileno()).st_size))
+    except OSError as error:
+        raise RefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
+    if not data:
+        raise RefusedError(Reason.EMPTY_FILE, "no bytes")
+    if len(data) > limit:
+        raise RefusedError(Reason.LARGE_FILE, f"more than {limit} bytes")
+    return data
 
 
 def check_root(root: Path) -> Path:
@@ -149,5 +160,5 @@ def check_root(root: Path) -> Path:
 
 
 def is_synthetic(root: Path) -> bool:
-    """Whether the dataset is made up: its root holds `SYNTHETIC`."""
+    """Whether the dataset is made up."""
     return (root / SYNTHETIC).exists()

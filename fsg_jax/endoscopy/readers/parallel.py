@@ -1,4 +1,4 @@
-"""A map over worker processes that looks ahead only a little."""
+"""A map over worker processes that takes only a few items ahead of the results."""
 
 import multiprocessing
 import os
@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import TypeVar
 
+from fsg_jax._checks import check_integer
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def map_bounded(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """The results as they are ready, in any order; at most ``2 * workers`` items are taken ahead of them.
+    """Yields the results as they are ready, in any order; at most ``2 * workers`` items are taken ahead of them.
 
     Args:
       function: picklable, and so are items and results.
@@ -23,8 +25,7 @@ def map_bounded(function: Callable[[T], R], items: Iterable[T], workers: int) ->
     Raises:
       ValueError: `workers` is less than 1.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; expected at least 1")
+    check_integer("workers", workers, 1)
     if workers == 1:
         yield from map(function, items)
         return

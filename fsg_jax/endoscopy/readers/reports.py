@@ -1,32 +1,97 @@
-"""What was dropped and noted, as CSV files beside an index."""
+"""What is not in an index and why, what is remarkable about the rest, and the CSV files that tell it."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
-from fsg_jax.endoscopy.readers.reasons import NOTES, Event
+from fsg_jax.endoscopy.index.csv_rows import writing_rows
 
 DROPPED, NOTED = "dropped.csv", "notes.csv"
 
 
+class Reason(StrEnum):
+    """Why a file, a line or a box was dropped."""
+
+    FILE_NAME = "unexpected file name"
+    EMPTY_FILE = "zero-byte file"
+    UNREADABLE_FILE = "unreadable file"
+    LARGE_FILE = "annotation file too large"
+    DOCTYPE = "DOCTYPE in XML"
+    BROKEN_XML = "broken XML"
+    NO_FRAME_SIZE = "size element missing"
+    FRAME_SIZE = "size element not a positive whole number"
+    MALFORMED_LINE = "malformed line"
+
+    COORDINATE = "coordinate not a number"
+    SWAPPED = "swapped corners"
+    EMPTY_BOX = "empty box"
+    OUTSIDE = "box outside the frame"
+    NOT_POLYP = "box of a non-polyp"
+    DUPLICATE_BOX = "duplicate box of one polyp in one frame"
+
+    NO_ID = "object without unique_id"
+    OTHER_VIDEO = "unique_id of another video"
+    UNKNOWN_POLYP = "polyp not in the table of sizes"
+    NO_SIZE = "polyp without size"
+    SIZE_TEXT = "size text that cannot be read"
+    DUPLICATE_POLYP = "duplicate polyp in the table of sizes"
+    CONFLICTING_SIZES = "polyp with conflicting sizes"
+
+    MISSING_FRAME = "missing frame image"
+    EMPTY_FRAME = "zero-byte frame image"
+    TRUNCATED_FRAME = "truncated frame image"
+    UNREADABLE_FRAME = "unreadable frame image"
+    OTHER_FRAME_SIZE = "frame image of another size than annotated"
+    NOT_RGB = "frame image not RGB"
+    FRAME_PATH = "frame path outside the root"
+
+
+class Note(StrEnum):
+    """What is remarkable where nothing was dropped."""
+
+    CLIPPED = "box clipped to the frame"
+    ROUNDED = "coordinates rounded to whole pixels"
+    NO_ANNOTATION = "frame without an annotation"
+    NO_FRAME = "annotation without a lesion whose frame is missing"
+    NO_FOLDER = "video without a folder of annotations"
+    FRAME_COUNT = "number of frames differs from video_info.csv"
+    NO_BOX = "polyp without a box in the index"
+    NO_MASK = "frame without a usable mask"
+    BOX_AND_MASK = "boxes and mask differ by more than 5 % of the frame"
+
+
+class Event(NamedTuple):
+    """One thing dropped or noted: its file (relative to the root), the polyp or line where there is one, and why."""
+
+    file: str
+    item: str
+    reason: str
+    detail: str
+
+
+class RefusedError(ValueError):
+    """Something cannot be used, for `reason`."""
+
+    def __init__(self, reason: Reason | Note, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def event(self, file: str, item: str = "") -> Event:
+        """The row of the report."""
+        return Event(file, item, self.reason, self.detail)
+
+
 def write_reports(events: Iterable[Event], out: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Writes a row for every event to `DROPPED`, or to `NOTED` if it dropped nothing; returns counts by reason."""
-    counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-    temporary = [out / f"{name}.tmp" for name in (DROPPED, NOTED)]
-    with ExitStack() as stack:
-        files = [
-            stack.enter_context(path.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
-            for path in temporary
-        ]
-        writers = [csv.writer(file, lineterminator="\n") for file in files]
-        for writer in writers:
-            writer.writerow(Event._fields)
+    """Writes a row for every event to `DROPPED`, or to `NOTED` if it is a `Note`; returns the counts by reason."""
+    dropped: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
+    known_notes = frozenset(Note)
+    with writing_rows(out / DROPPED, Event._fields) as drops, writing_rows(out / NOTED, Event._fields) as notes:
         for event in events:
-            noted = event.reason in NOTES
-            writers[noted].writerow(event)
-            counts[noted][str(event.reason)] += 1
-    for path in temporary:
-        path.replace(path.with_suffix(""))
-    return dict(counts[0].most_common()), dict(counts[1].most_common())
+            writer, counts = (notes, noted) if event.reason in known_notes else (drops, dropped)
+            writer.writerow(event)
+            counts[str(event.reason)] += 1
+    return dict(dropped.most_common()), dict(noted.most_common())

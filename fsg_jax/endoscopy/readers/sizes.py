@@ -1,4 +1,4 @@
-"""The size of a polyp from the text of a table."""
+"""Tables that come with a dataset: the sizes of its polyps, and the patients of its videos."""
 
 import re
 import unicodedata
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from fsg_jax.endoscopy.readers.csv_files import read_rows
-from fsg_jax.endoscopy.readers.reasons import Event, Reason, RefusedError
+from fsg_jax.endoscopy.index.csv_rows import read_rows
+from fsg_jax.endoscopy.readers.reports import Event, Reason, RefusedError
 
 MAX_MM = 200.0
 _SIZE = re.compile(
@@ -19,14 +19,14 @@ _EMPTY = frozenset({"", "-", "na", "n/a", "nan", "none", "null", "unknown"})
 
 
 class Size(NamedTuple):
-    """Size in mm; `censored`: that or larger."""
+    """Size in mm, None where a dataset has no sizes; `censored`: that or larger."""
 
-    mm: float
+    mm: float | None
     censored: bool
 
 
 def parse_size(text: str) -> Size:
-    """The size written as ``6``, ``6mm`` or ``6.5 mm``; ``15mm-``, ``15+``, ``>15`` and ``>=15`` are censored.
+    """Reads a size written as ``6``, ``6mm`` or ``6.5 mm``; ``15mm-``, ``15+``, ``>15`` and ``>=15`` are censored.
 
     Raises:
       RefusedError: there is none (``NO_SIZE``), or it cannot be read (``SIZE_TEXT``): a range such as ``8-9mm``, an
@@ -47,10 +47,9 @@ def parse_size(text: str) -> Size:
 
 @dataclass(frozen=True)
 class PolypSizes:
-    """The polyps of a dataset by id: those with a size, those refused, and what was odd about the table."""
+    """The size of every polyp of a dataset, or why it is refused, and what was odd about the table."""
 
-    sizes: dict[str, Size] = field(default_factory=dict)
-    refused: dict[str, RefusedError] = field(default_factory=dict)
+    polyps: dict[str, Size | RefusedError] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     table: str = "the table of sizes"
 
@@ -60,13 +59,16 @@ class PolypSizes:
         Raises:
           RefusedError: it is not in the table, or has no size there that can be used.
         """
-        if (size := self.sizes.get(polyp_id)) is not None:
-            return size
-        raise self.refused.get(polyp_id) or RefusedError(Reason.UNKNOWN_POLYP, f"{polyp_id!r} is not in {self.table}")
+        found = self.polyps.get(polyp_id)
+        if isinstance(found, Size):
+            return found
+        raise found or RefusedError(Reason.UNKNOWN_POLYP, f"{polyp_id!r} is not in {self.table}")
 
 
 def read_sizes(path: Path, id_column: str, size_column: str, parse_id: Callable[[str], str] = str) -> PolypSizes:
-    """The table of sizes. Of two rows for one polyp the first is kept; where their sizes differ the polyp is refused.
+    """Reads a table of sizes.
+
+    Of two rows for one polyp the first is kept; where their sizes differ the polyp is refused.
 
     Args:
       path: a CSV.
@@ -79,29 +81,43 @@ def read_sizes(path: Path, id_column: str, size_column: str, parse_id: Callable[
       ValueError: a column is missing, or the file is no CSV.
     """
     table = PolypSizes(table=path.name)
-    texts: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
     for line, row in read_rows(path, (id_column, size_column)):
+        item, text = f"line {line}", row[size_column]
         try:
-            _add(table, texts, parse_id(row[id_column]), row[size_column])
-        except RefusedError as error:
-            table.events.append(error.event(path.name, f"line {line}"))
+            if not (polyp := parse_id(row[id_column])):
+                raise ValueError("the polyp has no id")
         except ValueError as error:
-            table.events.append(Event(path.name, f"line {line}", Reason.MALFORMED_LINE, str(error)))
+            table.events.append(Event(path.name, item, Reason.MALFORMED_LINE, str(error)))
+            continue
+        if polyp in texts:
+            detail = f"{polyp!r} again, with size {text!r}"
+            table.events.append(Event(path.name, item, Reason.DUPLICATE_POLYP, detail))
+        texts.setdefault(polyp, []).append(text)
+    for polyp, (first, *rest) in texts.items():
+        try:
+            if others := [text for text in rest if text != first]:
+                detail = f"{polyp!r} has sizes {first!r} and {others[-1]!r} in {path.name}"
+                raise RefusedError(Reason.CONFLICTING_SIZES, detail)
+            table.polyps[polyp] = parse_size(first)
+        except RefusedError as error:
+            table.polyps[polyp] = error
     return table
 
 
-def _add(table: PolypSizes, texts: dict[str, str], polyp_id: str, text: str) -> None:
-    if not polyp_id:
-        raise ValueError("the polyp has no id")
-    if polyp_id not in texts:
-        texts[polyp_id] = text
-        try:
-            table.sizes[polyp_id] = parse_size(text)
-        except RefusedError as error:
-            table.refused[polyp_id] = error
-        return
-    if texts[polyp_id] != text:
-        table.sizes.pop(polyp_id, None)
-        detail = f"{polyp_id!r} has sizes {texts[polyp_id]!r} and {text!r} in {table.table}"
-        table.refused[polyp_id] = RefusedError(Reason.CONFLICTING_SIZES, detail)
-    raise RefusedError(Reason.DUPLICATE_POLYP, f"{polyp_id!r} again, with size {text!r}")
+def read_patients(path: Path) -> dict[str, str]:
+    """Reads the patient of each video from a CSV with columns ``video_id`` and ``patient_id``.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a column is missing, a cell is empty, or a video has two patients.
+    """
+    patients: dict[str, str] = {}
+    for line, row in read_rows(path, ("video_id", "patient_id")):
+        video, patient = row["video_id"], row["patient_id"]
+        if not video or not patient:
+            raise ValueError(f"{path}, line {line}: expected a video_id and a patient_id, found {row}")
+        if patients.setdefault(video, patient) != patient:
+            found = f"{patients[video]!r} and {patient!r}"
+            raise ValueError(f"{path}, line {line}: expected one patient of video {video!r}, found {found}")
+    return patients

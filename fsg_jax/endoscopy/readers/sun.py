@@ -16,30 +16,25 @@ large colonoscopy video database", Gastrointest. Endosc. 93.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fsg_jax.endoscopy.index.schema import natural_key
-from fsg_jax.endoscopy.readers.layout import (
-    Chunk,
-    Layout,
-    Part,
-    check_root,
-    fingerprint,
-    is_synthetic,
-    list_names,
-    read_bytes,
-)
-from fsg_jax.endoscopy.readers.reasons import Event, Reason, RefusedError
+from fsg_jax.endoscopy.readers import layout
+from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, Patients, list_names
+from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import read_sizes
-from fsg_jax.endoscopy.readers.sun_case import CaseReader
-from fsg_jax.endoscopy.readers.sun_lines import parse_lines
-from fsg_jax.endoscopy.readers.verify import Verify
+from fsg_jax.endoscopy.readers.verify import Verify, check_frame
 
 SIZES = "metadata/sun_dataset_labels.csv"
 MAX_BYTES = 64 << 20
 _CASE = re.compile(r"(?:case)?(\d+)", re.ASCII | re.I)
+_FOLDER = re.compile(r"case(\d+)", re.ASCII | re.I)
+_ANNOTATION = re.compile(r"(?i:case)?(\d+)\.txt", re.ASCII)
+_IMAGE = re.compile(r"image_?(\d+)\.jpe?g", re.ASCII | re.I)
+_COMMA = re.compile(r"\s*,\s*")
 _PARTS = "sundatabase_positive_part"
 
 
@@ -49,9 +44,9 @@ def open_sun(
     sizes: Path | None = None,
     name: str = "sun",
     verify: Verify = "decode",
-    patients: Mapping[str, str] | None = None,
+    patients: Patients | None = None,
 ) -> "Sun":
-    """The dataset under `root`, ready to be indexed.
+    """Opens the dataset under `root`, ready to be indexed.
 
     Args:
       root: the folder that holds the parts or the cases.
@@ -65,63 +60,86 @@ def open_sun(
       FileNotFoundError: the folder, the sizes, or every annotation is missing.
       ValueError: the CSV lacks a column, or a case has two annotation files.
     """
-    root = check_root(root)
-    sizes = sizes or root / SIZES
-    if not sizes.is_file():
-        raise FileNotFoundError(f"{sizes}: no such file; expected the sizes of SUN as a CSV with columns ID, Size")
-    table = read_sizes(sizes, "ID", "Size", _case_number)
-    annotations, folders = _find_annotations(root), _find_folders(root)
-    return Sun(name, root, verify, table, patients or {}, is_synthetic(root), annotations, folders)
+    root = layout.check_root(root)
+    table = read_sizes(sizes or root / SIZES, "ID", "Size", _case_number)
+    parts = [f"{name}/" for name in sorted(os.listdir(root), key=natural_key) if name.startswith(_PARTS)]
+    files = _by_case(root, [f"{parent}annotation_txt/" for parent in (*parts, "")], _ANNOTATION)
+    if not files:
+        raise FileNotFoundError(f"{root}: expected SUN, found no annotation_txt/case*.txt here or in {_PARTS}*")
+    for case, found in files.items():
+        if len(found) > 1:
+            raise ValueError(f"{root}: expected one annotation file for case {case}, found {found[0]} and {found[1]}")
+    annotations = {case: found[0] for case, found in files.items()}
+    named = _by_case(root, (*parts, "", "renamed/"), _FOLDER)
+    folders = {case: [folder for folder in found if (root / folder).is_dir()] for case, found in named.items()}
+    bare = [found[0] for case, found in folders.items() if found and case not in annotations]
+    events = table.events + [Event(folder, "", Note.NO_FOLDER, "") for folder in bare]
+    return Sun(name, root, verify, table, patients or {}, layout.is_synthetic(root), events, annotations, folders)
 
 
 @dataclass(frozen=True)
-class Sun(Layout):
+class Sun(layout.Layout):
     """SUN on disk: by case number, the annotation file and the folders of frames, distributed ones first."""
 
     annotations: Mapping[str, str]
-    folders: Mapping[str, tuple[str, ...]]
-
-    def events(self) -> list[Event]:
-        """Also the cases that have frames but no annotations."""
-        missing = sorted(self.folders.keys() - self.annotations.keys(), key=natural_key)
-        return super().events() + [Event(self.folders[case][0], "", Reason.NO_FOLDER, "") for case in missing]
-
-    def count_files(self) -> int:
-        """Number of annotation files."""
-        return len(self.annotations)
+    folders: Mapping[str, list[str]]
 
     def chunks(self) -> Iterator[Chunk]:
         """One chunk a case."""
         for case, file in self.annotations.items():
-            stat = os.stat(self.root / file)
-            key = fingerprint((stat.st_size, stat.st_mtime_ns, *self._images(case).values()))
+            key = layout.fingerprint((layout.stamp(os.path.join(self.root, file)), *self._images(case).values()))
             yield Chunk(f"case{case}", case, (file,), key)
 
     def read(self, chunk: Chunk) -> Part:
         """Reads the lines of one case, and checks the images of those with a polyp."""
-        file = chunk.files[0]
-        reader = CaseReader(self, chunk.group, file, self._images(chunk.group))
-        part = reader.part
-        part.counts["files"] += 1
-        try:
-            boxes, malformed = parse_lines(self._bytes(file))
-        except RefusedError as error:
-            part.events.append(error.event(file))
-            return part
-        part.events += [error.event(file, f"line {line}") for line, error in malformed]
-        reader.read(boxes)
+        file, part = chunk.files[0], Part()
+        with part.dropping(file):
+            data = layout.read_annotation(os.path.join(self.root, file), MAX_BYTES)
+            self._read_boxes(parse_lines(data, file, part), chunk, part)
         return part
 
-    def _bytes(self, file: str) -> bytes:
-        try:
-            data = read_bytes(os.path.join(self.root, file), MAX_BYTES + 1)
-        except OSError as error:
-            raise RefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
-        if not data:
-            raise RefusedError(Reason.EMPTY_FILE, "no bytes")
-        if len(data) > MAX_BYTES:
-            raise RefusedError(Reason.LARGE_FILE, f"more than {MAX_BYTES} bytes")
-        return data
+    def _read_boxes(self, boxes: Mapping[str, Sequence["SunBox"]], chunk: Chunk, part: Part) -> None:
+        """Adds rows for the boxes by file name, and notes the images that no line names."""
+        case, file, images = chunk.group, chunk.files[0], self._images(chunk.group)
+        named: set[str | None] = set()
+        kept: set[str] = set()  # a case is one polyp, so a frame gives one row: its first box that can be used
+        for name, found in boxes.items():
+            lesion = any(box.is_polyp for box in found)
+            part.counts["frames with boxes" if lesion else "frames without lesion"] += 1
+            number = _frame_number(name)
+            image = images.get(name) or images.get(f"image_{number or 0:03d}.jpg")
+            named.add(image)
+            polyps = [box for box in found if self._has_size(box, chunk, part)]
+            if not polyps:
+                continue
+            with part.dropping(image or f"case{case}/{name}", f"line {polyps[0].line}"):
+                frame = self._frame(name, number, image, case, part)
+                for box in polyps:
+                    item = f"line {box.line}"
+                    with part.dropping(file, item):
+                        size = frame.width, frame.height
+                        fitted = part.fit_box(box.corners, size, file, item, again=frame.image_path in kept)
+                        kept.add(frame.image_path)
+                        part.rows.append(self.row(frame, case, fitted, self.sizes.size(case)))
+        bare = [image for image in images.values() if image not in named]
+        part.events += [Event(image, "", Note.NO_ANNOTATION, "") for image in bare]
+
+    def _has_size(self, box: "SunBox", chunk: Chunk, part: Part) -> bool:
+        with part.dropping(chunk.files[0], f"line {box.line}"):
+            if not box.is_polyp:
+                raise RefusedError(Reason.NOT_POLYP, "class 1")
+            self.sizes.size(chunk.group)
+            return True
+        return False
+
+    def _frame(self, name: str, number: int | None, image: str | None, case: str, part: Part) -> Frame:
+        if number is None:
+            raise RefusedError(Reason.FILE_NAME, "expected a name that ends with image<digits>.jpg")
+        if image is None:
+            detail = f"neither {name} nor image_{number:03d}.jpg is in a folder of the case"
+            raise RefusedError(Reason.MISSING_FRAME, detail)
+        part.counts["images"] += 1
+        return Frame(case, str(number), image, *check_frame(self.root / image, self.verify))
 
     def _images(self, case: str) -> dict[str, str]:
         """Path of every image of a case by its file name; of two files of one name the first is kept."""
@@ -133,6 +151,56 @@ class Sun(Layout):
         return images
 
 
+class SunBox(NamedTuple):
+    """One box: its line, from 1; xmin, ymin, xmax, ymax as written; and whether it shows a polyp."""
+
+    line: int
+    corners: tuple[str, ...]
+    is_polyp: bool
+
+
+def parse_lines(data: bytes, file: str, part: Part) -> dict[str, list[SunBox]]:
+    """Parses an annotation file: the boxes of each file name, in the order of the lines.
+
+    A line is ``FILENAME xmin,ymin,xmax,ymax,class`` with any number of boxes; a name may come on several lines. Blank
+    lines are passed over; lines and boxes that are malformed become events of `part`.
+    """
+    boxes: dict[str, list[SunBox]] = {}
+    for line, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        item = f"line {line}"
+        with part.dropping(file, item):
+            name, texts = _split(raw)
+            for text in texts:
+                found = boxes.setdefault(name, [])
+                *corners, kind = text.split(",")
+                with part.dropping(file, item):
+                    if len(corners) != 4 or kind not in ("0", "1"):
+                        expected = "expected xmin,ymin,xmax,ymax,class with class 0 or 1"
+                        raise RefusedError(Reason.MALFORMED_LINE, f"{expected}, found {text[:80]!r}")
+                    found.append(SunBox(line, tuple(corners), kind == "0"))
+    return boxes
+
+
+def _split(raw: bytes) -> tuple[str, list[str]]:
+    """File name and boxes of one line; no boxes if it is blank."""
+    try:
+        tokens = _COMMA.sub(",", raw.decode()).split()
+    except UnicodeDecodeError as error:
+        raise RefusedError(Reason.MALFORMED_LINE, f"not UTF-8: {raw[:60]!r}") from error
+    if not tokens:
+        return "", []
+    if len(tokens) == 1 or "," in tokens[0]:
+        raise RefusedError(Reason.MALFORMED_LINE, f"expected a file name and boxes, found {' '.join(tokens)[:80]!r}")
+    if "/" in tokens[0] or "\\" in tokens[0]:
+        raise RefusedError(Reason.MALFORMED_LINE, f"expected a file name without folders, found {tokens[0][:80]!r}")
+    return tokens[0], tokens[1:]
+
+
+def _frame_number(name: str) -> int | None:
+    match = _IMAGE.search(name)
+    return None if match is None else int(match[1])
+
+
 def _case_number(text: str) -> str:
     match = _CASE.fullmatch(text)
     if match is None:
@@ -140,32 +208,11 @@ def _case_number(text: str) -> str:
     return str(int(match[1]))
 
 
-def _part_folders(root: Path) -> list[str]:
-    """The folders that may hold cases and annotations, relative to `root`."""
-    parts = [name for name in sorted(os.listdir(root), key=natural_key) if name.startswith(_PARTS)]
-    return [*(f"{name}/" for name in parts if (root / name).is_dir()), ""]
-
-
-def _find_annotations(root: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for folder in _part_folders(root):
-        for name in list_names(root / folder / "annotation_txt"):
-            if not name.endswith(".txt") or _CASE.fullmatch(name.removesuffix(".txt")) is None:
-                continue
-            case, file = _case_number(name.removesuffix(".txt")), f"{folder}annotation_txt/{name}"
-            if case in found:
-                raise ValueError(f"{root}: case {case} has two annotation files, {found[case]} and {file}")
-            found[case] = file
-    if not found:
-        raise FileNotFoundError(f"{root}: no annotation_txt/case*.txt, neither here nor under {_PARTS}*; expected SUN")
-    return dict(sorted(found.items(), key=lambda pair: natural_key(pair[0])))
-
-
-def _find_folders(root: Path) -> dict[str, tuple[str, ...]]:
-    folders: dict[str, tuple[str, ...]] = {}
-    for parent in (*_part_folders(root), "renamed/"):
+def _by_case(root: Path, parents: Sequence[str], pattern: re.Pattern[str]) -> dict[str, list[str]]:
+    """What matches `pattern` in the parents, relative to `root`, by the number of the case in natural order."""
+    found: dict[str, list[str]] = {}
+    for parent in parents:
         for name in list_names(root / parent):
-            if name.lower().startswith("case") and _CASE.fullmatch(name) and (root / parent / name).is_dir():
-                case = _case_number(name)
-                folders[case] = (*folders.get(case, ()), f"{parent}{name}")
-    return folders
+            if match := pattern.fullmatch(name):
+                found.setdefault(str(int(match[1])), []).append(f"{parent}{name}")
+    return dict(sorted(found.items(), key=lambda pair: natural_key(pair[0])))

@@ -1,4 +1,4 @@
-"""Whether the image of a frame can be used, and its size."""
+"""Checks whether the image of a frame can be used, and reads its size."""
 
 import os
 import stat
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsg_jax.data.extras import import_extra
-from fsg_jax.endoscopy.readers.reasons import Reason, RefusedError
+from fsg_jax.endoscopy.readers.reports import Reason, RefusedError
 
 Verify = Literal["decode", "header", "none"]
 _TAIL = 4096  # some writers pad after the end marker
 
 
 def check_frame(path: Path, verify: Verify) -> tuple[int, int]:
-    """Width and height of the image.
+    """Checks an image, and returns its width and height.
 
     Args:
       path: the image.
@@ -46,7 +46,8 @@ def check_frame(path: Path, verify: Verify) -> tuple[int, int]:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         truncated = "truncated" in str(error).lower()
         reason = Reason.TRUNCATED_FRAME if truncated else Reason.UNREADABLE_FRAME
-        raise RefusedError(reason, _line(error).replace(str(path), path.name)) from error
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RefusedError(reason, line.replace(str(path), path.name)) from error
 
 
 def _check_image(image: Any, path: Path, verify: Verify) -> tuple[int, int]:
@@ -56,16 +57,9 @@ def _check_image(image: Any, path: Path, verify: Verify) -> tuple[int, int]:
     if verify == "decode":
         image.draft("RGB", (max(size[0] // 8, 1), max(size[1] // 8, 1)))
         image.load()
-    elif verify == "header" and image.format == "JPEG" and b"\xff\xd9" not in _tail(path):
-        raise RefusedError(Reason.TRUNCATED_FRAME, "no end marker")
+    elif verify == "header" and image.format == "JPEG":
+        with open(path, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
+            if b"\xff\xd9" not in file.read():
+                raise RefusedError(Reason.TRUNCATED_FRAME, "no end marker")
     return size
-
-
-def _tail(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
-        return file.read()
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -3,22 +3,20 @@
 from typing import NamedTuple
 from xml.parsers import expat
 
-from fsg_jax.endoscopy.readers.boxes import parse_pixels
-from fsg_jax.endoscopy.readers.reasons import Reason, RefusedError
+from fsg_jax.endoscopy.readers.boxes import CORNERS, parse_pixels
+from fsg_jax.endoscopy.readers.reports import Reason, RefusedError
 
-MAX_BYTES = 1 << 20
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OBJECT = ["annotation", "object"]
 _LEAVES = {f"annotation/size/{name}": name for name in ("width", "height")}
 _LEAVES |= {"annotation/object/unique_id": "unique_id"}
-_LEAVES |= {f"annotation/object/bndbox/{name}": name for name in _CORNERS}
+_LEAVES |= {f"annotation/object/bndbox/{name}": name for name in CORNERS}
 
 
 class VocObject(NamedTuple):
     """One lesion: its id, and xmin, ymin, xmax, ymax as written (``""`` where missing)."""
 
     unique_id: str
-    corners: tuple[str, str, str, str]
+    corners: tuple[str, ...]
 
 
 class Annotation(NamedTuple):
@@ -29,78 +27,53 @@ class Annotation(NamedTuple):
     objects: tuple[VocObject, ...]
 
 
-class _Handler:
-    """Collects the text of `_LEAVES`; that of a repeated element is joined, so that it reads as no number."""
-
-    def __init__(self) -> None:
-        self.root = ""
-        self.path: list[str] = []
-        self.text: list[str] = []
-        self.size: dict[str, str] = {}
-        self.objects: list[dict[str, str]] = []
-
-    def start(self, tag: str, _: object) -> None:
-        self.root = self.root or tag
-        self.path.append(tag)
-        self.text = []
-        if self.path == _OBJECT:
-            self.objects.append({})
-
-    def characters(self, text: str) -> None:
-        self.text.append(text)
-
-    def end(self, _: str) -> None:
-        name = _LEAVES.get("/".join(self.path))
-        self.path.pop()
-        if name is not None:
-            target = self.objects[-1] if self.path[1] == "object" else self.size
-            text = "".join(self.text).strip()
-            target[name] = f"{target[name]} | {text}" if name in target else text
-
-    def doctype(self, name: str, *_: object) -> None:
-        raise RefusedError(Reason.DOCTYPE, f"<!DOCTYPE {name}>; annotations need none, and entities can hurt")
-
-
 def parse_annotation(data: bytes) -> Annotation:
-    """The frame size and the lesions of one XML.
-
-    Entities and a DOCTYPE are refused, and so is a file larger than 1 MiB.
+    """Parses the frame size and the lesions of one XML; entities and a DOCTYPE are refused.
 
     Raises:
-      RefusedError: the file is empty, too large, no XML, no ``annotation``, or lacks the size of the frame.
+      RefusedError: the bytes are no XML, have no ``annotation`` as their root, or lack the size of the frame.
     """
-    if not data:
-        raise RefusedError(Reason.EMPTY_FILE, "no bytes")
-    if len(data) > MAX_BYTES:
-        raise RefusedError(Reason.LARGE_FILE, f"more than {MAX_BYTES} bytes")
-    handler = _parse(data)
-    if handler.root != "annotation":
-        raise RefusedError(Reason.BROKEN_XML, f"the root element is <{handler.root[:40]}>; expected <annotation>")
-    width, height = _extent(handler.size, "width"), _extent(handler.size, "height")
-    return Annotation(width, height, tuple(_object(found) for found in handler.objects))
+    root: list[str] = []
+    path: list[str] = []
+    text: list[str] = []
+    size: dict[str, str] = {}
+    objects: list[dict[str, str]] = []
 
+    def start(tag: str, _: object) -> None:
+        if not path:
+            root.append(tag)
+        path.append(tag)
+        text.clear()
+        if path == _OBJECT:
+            objects.append({})
 
-def _parse(data: bytes) -> _Handler:
-    handler, parser = _Handler(), expat.ParserCreate()
+    def end(_: str) -> None:
+        name = _LEAVES.get("/".join(path))
+        if name is not None:
+            leaves = objects[-1] if path[1] == "object" else size
+            written = "".join(text).strip()  # that of a repeated element is joined, so that it reads as no number
+            leaves[name] = f"{leaves[name]} | {written}" if name in leaves else written
+        path.pop()
+
+    parser = expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler = handler.start, handler.end
-    parser.CharacterDataHandler = handler.characters
-    parser.StartDoctypeDeclHandler = handler.doctype
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = text.append, _refuse_doctype
     try:
         parser.Parse(data, True)
     except RefusedError:
         raise
     except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: an unknown encoding
         raise RefusedError(Reason.BROKEN_XML, str(error)) from error
-    return handler
+    if root != ["annotation"]:
+        raise RefusedError(Reason.BROKEN_XML, f"the root element is <{root[0][:40]}>; expected <annotation>")
+    for name in ("width", "height"):
+        if name not in size:
+            raise RefusedError(Reason.NO_FRAME_SIZE, f"no size/{name}")
+    width, height = (parse_pixels(size[name], f"size/{name}") for name in ("width", "height"))
+    lesions = [(found.get("unique_id", ""), tuple(found.get(name, "") for name in CORNERS)) for found in objects]
+    return Annotation(width, height, tuple(VocObject(*lesion) for lesion in lesions))
 
 
-def _object(found: dict[str, str]) -> VocObject:
-    xmin, ymin, xmax, ymax = (found.get(name, "") for name in _CORNERS)
-    return VocObject(found.get("unique_id", ""), (xmin, ymin, xmax, ymax))
-
-
-def _extent(size: dict[str, str], name: str) -> int:
-    if name not in size:
-        raise RefusedError(Reason.NO_FRAME_SIZE, f"no size/{name}")
-    return parse_pixels(size[name], f"size/{name}")
+def _refuse_doctype(name: str, *_: object) -> None:
+    raise RefusedError(Reason.DOCTYPE, f"<!DOCTYPE {name}>; annotations need none, and entities can hurt")
