@@ -15,8 +15,8 @@ import numpy as np
 from fsg_jax._checks import check_choice, check_integer
 from fsg_jax._files import TEMPORARY, lock, replacing, write_json
 from fsg_jax.data.extras import import_extra
+from fsg_jax.endoscopy.frames.example_bytes import decode_example, encode_example
 from fsg_jax.endoscopy.frames.source import FrameError, FrameSource, check_row
-from fsg_jax.endoscopy.readers.records import decode_example, encode_example
 
 _MANIFEST, _LOCK = "manifest.json", "lock"
 _FILES = "files.npy"
