@@ -18,21 +18,6 @@ HARD_CONCRETE_LOW = -0.1
 HARD_CONCRETE_HIGH = 1.1
 
 
-def sigmoid(logits: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``s = 1 / (1 + exp(-g))``, in (0, 1): the gate of Roffo et al. 2024."""
-    return jax.nn.sigmoid(logits)
-
-
-def hard_sigmoid(logits: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``s = clip(g + 3, 0, 6) / 6``: exact 0 and 1; no gradient outside (-3, 3)."""
-    return jax.nn.hard_sigmoid(logits)
-
-
-def relu(logits: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``s = max(g, 0)``: exact zeros, no upper bound; a gate below 0 no longer moves."""
-    return jax.nn.relu(logits)
-
-
 def straight_through(logits: Float[Array, "..."]) -> Float[Array, "..."]:
     """``s = 1[g > 0]`` forward, the gradient of ``sigmoid(g)`` backward (Bengio et al. 2013)."""
     soft = jax.nn.sigmoid(logits)
@@ -70,9 +55,12 @@ class Squashing(NamedTuple):
 
 
 SQUASHINGS: dict[str, Squashing] = {
-    "sigmoid": Squashing(sigmoid, open_logit=4.0),
-    "hard_sigmoid": Squashing(hard_sigmoid, open_logit=2.9),
-    "relu": Squashing(relu, open_logit=1.0),
+    # s = 1 / (1 + exp(-g)), in (0, 1): the gate of Roffo et al. 2024.
+    "sigmoid": Squashing(jax.nn.sigmoid, open_logit=4.0),
+    # s = clip(g + 3, 0, 6) / 6: exact 0 and 1; no gradient outside (-3, 3).
+    "hard_sigmoid": Squashing(jax.nn.hard_sigmoid, open_logit=2.9),
+    # s = max(g, 0): exact zeros, no upper bound; a gate below 0 no longer moves.
+    "relu": Squashing(jax.nn.relu, open_logit=1.0),
     "straight_through": Squashing(straight_through, open_logit=1.0),
     "hard_concrete": Squashing(hard_concrete, open_logit=3.0, sample=sample_hard_concrete),
 }

@@ -38,8 +38,7 @@ def flat_gates(gates: Mapping[str, Any], kinds: tuple[tuple[str, str], ...]) -> 
       ValueError: a leaf of the collection that `kinds` does not know, or the reverse.
     """
     flat = {name.removesuffix("logits").rstrip("/"): leaf for name, leaf in flatten_dict(gates, sep="/").items()}
-    unknown = sorted(set(flat) ^ {name for name, _ in kinds})
-    if unknown:
+    if unknown := sorted(set(flat) ^ {name for name, _ in kinds}):
         raise ValueError(f"the 'gates' collection and the recorded gate kinds differ at {unknown}")
     return [(name, flat[name], kind) for name, kind in kinds]
 

@@ -13,9 +13,6 @@ from jax.tree_util import keystr, tree_map_with_path
 from fsg_jax.gates.gate import GATES
 from fsg_jax.typing import PyTree
 
-EVERYTHING = "all"
-"""The label of every leaf under a plain optax transformation."""
-
 
 @dataclass(frozen=True, eq=False)
 class RoutedTransformation:
@@ -88,16 +85,13 @@ def routed(labels: Mapping[str, str] | None = None, **transforms: optax.Gradient
         raise ValueError("routed needs at least one transformation, e.g. routed(params=optax.sgd(0.1))")
     patterns = dict(labels or {})
     for label in patterns.keys() - transforms.keys():
-        raise ValueError(f"labels names {label!r}, which has no transformation; there are {sorted(transforms)}")
-
+        raise ValueError(f"labels: expected labels with a transformation, {sorted(transforms)}, found {label!r}")
     return RoutedTransformation(transforms, patterns)
 
 
 def as_routed(tx: optax.GradientTransformation | RoutedTransformation) -> RoutedTransformation:
     """`tx` itself if it is routed; else one that moves every leaf, gates too, under the label ``"all"``."""
-    if isinstance(tx, RoutedTransformation):
-        return tx
-    return routed(labels={EVERYTHING: ".*"}, **{EVERYTHING: tx})
+    return tx if isinstance(tx, RoutedTransformation) else routed(labels={"all": ".*"}, all=tx)
 
 
 def label_tree(tree: PyTree, patterns: Mapping[str, str], known: Collection[str]) -> PyTree:

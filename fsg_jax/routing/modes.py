@@ -179,8 +179,7 @@ def gradient(
     zeros = jax.tree.map(lambda k, leaf: jnp.zeros_like(leaf) if k in active else None, labels, point.trainable)
     xs = _micro_batches(one.batch, accumulate), jax.random.split(key, accumulate)
     (total, model_state), metrics = jax.lax.scan(body, (zeros, point.model_state), xs)
-    grads = jax.tree.map(lambda g: g / accumulate, total)
-    return grads, model_state, jax.tree.map(lambda m: m.mean(0), metrics)
+    return jax.tree.map(lambda g: g / accumulate, total), model_state, jax.tree.map(lambda m: m.mean(0), metrics)
 
 
 def _micro_batches(batch: Batch, n: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.lax import with_sharding_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fsg_jax.gates.gate import GATES
@@ -108,11 +107,10 @@ def init_state(
         variables = jax.jit(model.init)(init_key, inputs)
     variables = jax.tree.map(jnp.array, dict(variables))
     tx = as_routed(tx)
-    trainable = {k: v for k, v in variables.items() if k in TRAINABLE}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        opt_state=tx.init(trainable),
+        opt_state=tx.init({k: v for k, v in variables.items() if k in TRAINABLE}),
         rng=rng,
         ema=None if ema_decay is None else jax.tree.map(jnp.copy, variables),
         model=model,
@@ -141,7 +139,7 @@ def gather_leaves(tree: PyTree, shardings: PyTree) -> PyTree:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    return with_sharding_constraint(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-_gather.defvjp(lambda leaf, s: (_gather(leaf, s), None), lambda s, _, g: (with_sharding_constraint(g, s),))
+_gather.defvjp(lambda leaf, s: (_gather(leaf, s), None), lambda s, _, g: (jax.lax.with_sharding_constraint(g, s),))

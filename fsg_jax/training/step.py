@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.lax import with_sharding_constraint
 
 from fsg_jax._checks import check_integer, look_up
 from fsg_jax.gates.gate import GATES
@@ -101,7 +100,7 @@ def make_train_step(
         point, reported, norms = take_passes(passes, state.tx, point, model_key, step=state.step, accumulate=accumulate)
         new = _advance(state, point)
         values = reported | {"grad_norm": norms} | _gate_metrics(new, penalty)
-        return new if shardings is None else with_sharding_constraint(new, shardings), values
+        return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings), values
 
     return jax.jit(step, donate_argnums=0) if jit else step
 
