@@ -194,7 +194,7 @@ def test_what_cannot_start_leaves_nothing(folders, tmp_path):
     bad = {
         "data.index and data.splits are not both set": {"index": ()},
         "none.csv": {"splits": tmp_path / "none.csv"},
-        "fold is 3; expected an integer, 0 to 2": {"fold": 3},
+        "fold: expected an integer from 0 to 2, found 3": {"fold": 3},
     }
     for message, change in bad.items():
         with pytest.raises((ValueError, OSError), match=message):

@@ -168,7 +168,7 @@ def test_natural_order_is_that_of_the_index_and_ties_are_broken_by_the_box():
         ([3.0] * 6 + [None], {}, "sun 7: the size is None; expected mm above 0"),
         ([3.0] * 6 + [float("nan")], {}, "sun 7: the size is nan"),
         ([3.0] * 6, {"group": "case"}, "group is 'case'; expected one of 'patient', 'video', 'polyp'"),
-        ([3.0] * 6, {"num_folds": 2}, "num_folds is 2; expected an integer, 3 or more"),
+        ([3.0] * 6, {"num_folds": 2}, "num_folds: expected an integer >= 3, found 2"),
         ([3.0] * 6, {"seed": -1}, "seed is -1"),
     ],
 )
@@ -185,14 +185,14 @@ def test_a_polyp_of_two_sizes():
 def test_roles_that_cannot_be_given():
     table = table_of(cases([3.0] * 6))
     folds = make_folds(table, 3)
-    with pytest.raises(ValueError, match="fold is 3; expected an integer, 0 to 2"):
+    with pytest.raises(ValueError, match="fold: expected an integer from 0 to 2, found 3"):
         roles(table, folds, 3)
     with pytest.raises(SplitError, match="1 polyps of the index have no fold: sun 7"):
         roles(table_of(cases([3.0] * 7)), folds, 0)
     lacking = {key: 0 if fold == 1 else fold for key, fold in folds.fold_of.items()}
     with pytest.raises(SplitError, match="fold 0: no row of the index has the role 'validation'"):
         roles(table, Folds(3, "patient", lacking), 0)
-    with pytest.raises(ValueError, match="fold of sun 1 is 3; expected an integer, 0 to 2"):
+    with pytest.raises(ValueError, match="fold of sun 1: expected an integer from 0 to 2, found 3"):
         Folds(3, "patient", {("sun", "1"): 3})
 
 
@@ -232,7 +232,7 @@ def test_a_file_with_the_three_columns_only(tmp_path):
         ("dataset,polyp_id,fold\nsun,1,0\nsun,2,one\n", "line 3: fold is 'one'; expected an integer"),
         ("dataset,polyp_id,fold\nsun,1,-1\n", "line 2: fold is '-1'"),
         ("dataset,polyp_id,fold\nsun,1,0\nsun,1,1\n", "line 3: sun 1 is in an earlier line too"),
-        ("dataset,polyp_id,fold\nsun,1,1\n", "num_folds is 2; expected an integer, 3 or more"),
+        ("dataset,polyp_id,fold\nsun,1,1\n", "num_folds: expected an integer >= 3, found 2"),
         ("dataset,polyp_id,fold\nsun,1\n", "not a CSV file that can be read"),
         ("dataset,polyp_id,fold,group\nsun,1,2,video\nsun,2,1,polyp\n", "the column group has the values"),
         ("dataset,polyp_id,fold,group\nsun,1,2,case\n", "group is 'case'"),

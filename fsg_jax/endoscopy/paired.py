@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fsg_jax.augment.checks import check_nonnegative, check_probability, get_frames, get_plane
+from fsg_jax._checks import check_nonnegative, check_probabilities
 from fsg_jax.augment.geometry import affine
+from fsg_jax.augment.pipeline import get_frames, get_plane
 from fsg_jax.typing import Batch, Images, Key, Transform
 
 
@@ -51,7 +52,7 @@ def paired_rotation(degrees: float, order: int = 1) -> Transform:
     Raises:
         ValueError: an argument outside its range, or when it runs: no ``mask``, or planes that do not fit the frame.
     """
-    check_nonnegative("degrees", degrees)
+    check_nonnegative(degrees=degrees)
     if order not in (0, 1):
         raise ValueError(f"order: expected 0 (nearest) or 1 (bilinear), found {order!r}")
 
@@ -68,8 +69,7 @@ def paired_flip(horizontal: float = 0.5, vertical: float = 0.5) -> Transform:
     Raises:
         ValueError: a probability outside [0, 1], or when it runs: no ``mask``, or planes that do not fit the frame.
     """
-    check_probability("horizontal", horizontal)
-    check_probability("vertical", vertical)
+    check_probabilities(horizontal=horizontal, vertical=vertical)
 
     def move(key: Key, planes: Images) -> Images:
         for subkey, probability, axis in zip(jax.random.split(key), (horizontal, vertical), (2, 1), strict=True):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fsg_jax.augment.checks import check_at_least, check_nonnegative, check_positive, get_frames, get_plane
-from fsg_jax.augment.pipeline import normalize
+from fsg_jax._checks import check_integer, check_nonnegative, check_positive
+from fsg_jax.augment.pipeline import get_frames, get_plane, normalize
 from fsg_jax.endoscopy.crop import crop_resize, expanded_box
 from fsg_jax.endoscopy.inputs import order_streams
 from fsg_jax.typing import Batch, Images, Key, Transform
@@ -62,10 +62,10 @@ def make_streams(
         ValueError: an argument outside its range, or when it runs: a key that a stream needs is missing or misfits.
     """
     names = order_streams(streams)
-    check_at_least("size", size, 1)
-    check_nonnegative("expand", expand)
+    check_integer("size", size, 1)
+    check_nonnegative(expand=expand)
     if circle is not None:
-        check_positive("circle", circle)
+        check_positive(circle=circle)
     to_normal = normalize(mean, std)
 
     def transform(key: Key, batch: Batch) -> dict[str, Any]:

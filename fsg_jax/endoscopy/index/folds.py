@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Int64
 
-from fsg_jax.data.batches import check_range
+from fsg_jax._checks import check_integer
 from fsg_jax.data.extras import import_extra
 from fsg_jax.endoscopy.index.schema import Table, natural_key
 from fsg_jax.endoscopy.index.sort import key_codes, reference_id
@@ -46,10 +46,10 @@ class Folds:
     fold_of: Mapping[PolypKey, int]
 
     def __post_init__(self) -> None:
-        check_range("num_folds", self.num_folds, 3)
+        check_integer("num_folds", self.num_folds, 3)
         _check_group(self.group)
         for (dataset, polyp), fold in self.fold_of.items():
-            check_range(f"fold of {dataset} {polyp}", fold, 0, self.num_folds - 1)
+            check_integer(f"fold of {dataset} {polyp}", fold, 0, self.num_folds - 1)
 
     def table(self) -> Table:
         """Columns dataset, polyp_id and fold, polyps in natural order."""
@@ -86,8 +86,8 @@ def make_folds(table: Table, num_folds: int = 6, group: str = "patient", seed: i
       ValueError: an argument out of its range.
       SplitError: a polyp without a size or with two, or too few polyps or groups for the folds.
     """
-    check_range("num_folds", num_folds, 3)
-    check_range("seed", seed, 0, 2**32 - 1)
+    check_integer("num_folds", num_folds, 3)
+    check_integer("seed", seed, 0, 2**32 - 1)
     _check_group(group)
     sizes = polyp_sizes(table)
     keys = sorted(sizes, key=_reference_order if group == "polyp" else polyp_order)

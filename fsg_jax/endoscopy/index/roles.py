@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from fsg_jax.data.batches import check_range
+from fsg_jax._checks import check_integer
 from fsg_jax.endoscopy.index.folds import GROUPS, Folds, SplitError, folds_of, name_some
 from fsg_jax.endoscopy.index.schema import Table
 from fsg_jax.endoscopy.index.sort import key_codes, natural_order
@@ -43,7 +43,7 @@ def roles(table: Table, folds: Folds, fold: int) -> Roles:
       SplitError: a polyp has no fold; a polyp, or what `folds.group` keeps together, is in two roles; a role has no
         rows.
     """
-    check_range("fold", fold, 0, folds.num_folds - 1)
+    check_integer("fold", fold, 0, folds.num_folds - 1)
     polyps, keys = key_codes(table, ["dataset", "polyp_id"])
     role = _role_of(np.array(folds_of(folds, keys), np.int64), folds.num_folds, fold)[polyps]
     for group in dict.fromkeys(["polyp", folds.group]):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Int64
 
-from fsg_jax.data.batches import check_range
+from fsg_jax._checks import check_integer
 from fsg_jax.endoscopy.index.schema import Table
 from fsg_jax.endoscopy.index.sort import Rows, key_codes, natural_order
 
@@ -47,8 +47,8 @@ def sample_epoch(
     Raises:
       ValueError: an argument out of its range, or no rows.
     """
-    check_range("seed", seed, 0, 2**32 - 1)
-    check_range("epoch", epoch, 0)
+    check_integer("seed", seed, 0, 2**32 - 1)
+    check_integer("epoch", epoch, 0)
     kept = _kept(polyps, frames_per_polyp, skip_single_frame)
     rng = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
     drawn = [rng.choice(rows, min(frames_per_polyp, len(rows)), replace=False) for rows in kept]
@@ -73,7 +73,7 @@ def sample_fixed(polyps: Polyps, frames_per_polyp: int | None, *, skip_single_fr
 
 
 def _kept(polyps: Polyps, frames_per_polyp: int, skip_single_frame: bool) -> Polyps:
-    check_range("frames_per_polyp", frames_per_polyp, 1)
+    check_integer("frames_per_polyp", frames_per_polyp, 1)
     kept = [rows for rows in polyps if len(rows) > skip_single_frame]
     if not kept:
         raise ValueError(f"polyps: expected at least one with frames, found none among {len(polyps)} to sample from")
