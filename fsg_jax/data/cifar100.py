@@ -73,7 +73,7 @@ def load_cifar100(
     if checksum and not digests:
         check_content(data, path, split)
     labels, names = (data.fine, data.fine_names) if label == "fine" else (data.coarse, data.coarse_names)
-    return ImageDataset(data.images, labels, tuple(names), data.coarse, f"{path} ({source}, {split})")
+    return ImageDataset(data.images, labels, names, data.coarse, f"{path} ({source}, {split})")
 
 
 def _locate(path: Path, source: str, download: bool) -> tuple[str, Path]:

@@ -141,7 +141,7 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 logits, or pooled features if `num_classes` is 0.
+        """Returns float32 logits, or pooled features if `num_classes` is 0.
 
         Args:
           x: (batch, height, width, channels), floating point, normalised; any height and width.
@@ -154,7 +154,7 @@ class EfficientNet(nn.Module):
         check_images(x)
         conv = partial(make_conv, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
-        gates = {self.gate_placement: self.gate}
+        gates = {self.gate_placement: self.gate}  # the other places have none
         x = nn.silu(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
 
         make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv

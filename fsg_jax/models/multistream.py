@@ -28,8 +28,8 @@ class MultiStream(nn.Module):
     """``head(s2 * relu(fc1(s1 * concat(backbone_k(x_k)))))`` with the gates s1, s2 and those in the backbones.
 
     Each stream has a backbone of its name with weights of its own. The gates are ``gate_embedding`` on the
-    concatenated features (the paper's L1), ``gate_hidden`` after the ReLU (L2), and those of the backbones in use: a
-    stream left out owns none. Unlike the reference, which also creates the gates of streams left out.
+    concatenated features (the paper's L1), ``gate_hidden`` after the ReLU (L2), and those of the backbones in use. A
+    stream left out has no gates; the reference creates them all the same.
 
     Attributes:
       num_classes: outputs; 0 gives the features before the head instead.
@@ -74,7 +74,7 @@ class MultiStream(nn.Module):
 
     @nn.compact
     def __call__(self, x: Mapping[str, Array], *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 outputs, or the features before the head if `num_classes` is 0.
+        """Returns float32 outputs, or the features before the head if `num_classes` is 0.
 
         Args:
           x: an image (batch, height, width, channels) by stream, floating point and normalised, for exactly the
@@ -102,7 +102,7 @@ class MultiStream(nn.Module):
 
 
 def get_channels(streams: Mapping[str, int] | Sequence[str]) -> dict[str, int]:
-    """Channels by stream, in the order in which features are joined; see `MultiStream`.
+    """Returns the channels by stream, in the order in which features are joined; see `MultiStream`.
 
     Raises:
       ValueError: no stream, a name that `PAPER_STREAMS` does not know, or one twice.

@@ -141,7 +141,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 logits, or pooled features if `num_classes` is 0.
+        """Returns float32 logits, or pooled features if `num_classes` is 0.
 
         Args:
           x: (batch, height, width, channels), floating point, normalised; any height and width.
@@ -154,7 +154,7 @@ class ResNet(nn.Module):
         he = initializers.variance_scaling(2.0, "fan_out", "normal")
         conv = partial(self.conv, use_bias=False, kernel_init=he, dtype=self.dtype)
         norm = partial(self.norm, dtype=self.dtype)
-        gates = {self.gate_placement: self.gate}
+        gates = {self.gate_placement: self.gate}  # the other places have none
 
         large = self.stem == "imagenet"
         size, strides = (7, 2) if large else (3, 1)

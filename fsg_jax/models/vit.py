@@ -147,7 +147,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 logits, or pooled features if `num_classes` is 0.
+        """Returns float32 logits, or pooled features if `num_classes` is 0.
 
         Args:
           x: (batch, height, width, channels), floating point, normalised.
@@ -165,10 +165,10 @@ class ViT(nn.Module):
         x = x + self.param("pos_embed", WEIGHT_INIT, (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
         x = nn.Dropout(self.dropout, name="pos_drop")(x, deterministic=not train)
 
+        mixer = self.mixer or partial(SelfAttention, self.num_heads, self.attention_dropout, self.dropout, self.dtype)
         block = partial(
             nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
-            mixer=self.mixer
-            or partial(SelfAttention, self.num_heads, self.attention_dropout, self.dropout, self.dtype),
+            mixer=mixer,
             mlp_ratio=self.mlp_ratio,
             gate=self.gate,
             dropout=self.dropout,
