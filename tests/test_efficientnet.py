@@ -169,7 +169,7 @@ def test_convolutions_start_by_fan_out(key):
         ({"features": 0}, "features: expected a finite number > 0"),
         ({"drop_path": 1.0}, r"drop_path: expected a number in \[0, 1\), found 1.0"),
         ({"gate": Gate()}, "gate: expected None or a factory"),
-        ({"width": 8}, "model 'efficientnet_b0' has no argument 'width'.*stem_features"),
+        ({"width": 8}, "model 'efficientnet_b0': expected arguments of .*stem_features.*, found 'width'"),
     ],
 )
 def test_impossible_arguments(kwargs, message):

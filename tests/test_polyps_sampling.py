@@ -111,8 +111,8 @@ def test_epochs_as_an_order_of_batches():
     ("arguments", "message"),
     [
         ((POLYPS, 0, 0, 0), "frames_per_polyp: expected an integer >= 1, found 0"),
-        ((POLYPS, 2, -1, 0), "seed is -1"),
-        ((POLYPS, 2, 0, -1), "epoch is -1"),
+        ((POLYPS, 2, -1, 0), "seed: expected an integer from 0"),
+        ((POLYPS, 2, 0, -1), "epoch: expected an integer >= 0, found -1"),
         (([], 2, 0, 0), "expected at least one with frames, found none among 0"),
     ],
 )

@@ -91,17 +91,17 @@ def equalize(image: Levels) -> Levels:
 
 def adjust_brightness(image: Rgb, factor: Scalar) -> Rgb:
     """``factor * image``, clipped to [0, 1]: 0 is black, 1 the image."""
-    return jnp.clip(factor * image, 0, 1)
+    return _blend(image, jnp.zeros_like(image), factor)
 
 
 def adjust_contrast(image: Rgb, factor: Scalar) -> Rgb:
     """Blends with the uniform image of the mean grey: 0 is grey, 1 the image. Clipped to [0, 1]."""
-    return jnp.clip(factor * image + (1 - factor) * _grey(image, TORCHVISION_LUMA).mean(), 0, 1)
+    return _blend(image, jnp.broadcast_to(_grey(image, TORCHVISION_LUMA).mean(), image.shape), factor)
 
 
 def adjust_saturation(image: Rgb, factor: Scalar) -> Rgb:
     """Blends with the grey image: 0 is grey, 1 the image. Clipped to [0, 1]."""
-    return jnp.clip(factor * image + (1 - factor) * _grey(image, TORCHVISION_LUMA), 0, 1)
+    return _blend(image, jnp.broadcast_to(_grey(image, TORCHVISION_LUMA), image.shape), factor)
 
 
 def adjust_hue(image: Rgb, shift: Scalar) -> Rgb:
@@ -167,6 +167,10 @@ def gaussian_noise(std: float, *, key: str = "frame") -> Transform:
     """
     check_nonnegative(std=std)
     return on_images(lambda rng, x: jnp.clip(x + std * jax.random.normal(rng, x.shape), 0, 1), key, get_frames)
+
+
+def _blend(image: Rgb, other: Rgb, factor: Scalar) -> Rgb:
+    return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
 
 
 def _grey(image: Levels, luma: tuple[float, float, float] = BT601_LUMA) -> Float[Array, "height width 1"]:
