@@ -169,7 +169,7 @@ def test_natural_order_is_that_of_the_index_and_ties_are_broken_by_the_box():
         ([3.0] * 6 + [float("nan")], {}, "sun 7: the size is nan"),
         ([3.0] * 6, {"group": "case"}, "group is 'case'; expected one of 'patient', 'video', 'polyp'"),
         ([3.0] * 6, {"num_folds": 2}, "num_folds: expected an integer >= 3, found 2"),
-        ([3.0] * 6, {"seed": -1}, "seed is -1"),
+        ([3.0] * 6, {"seed": -1}, "seed: expected an integer from 0"),
     ],
 )
 def test_folds_that_cannot_be_made(sizes, options, message):

@@ -1,7 +1,7 @@
 """What every transform builds on: the images of a batch, composition, conversion to floating point, normalisation."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fsg_jax.typing import Batch, Images, Key, Transform
-
-Planes: TypeAlias = Float[Array, "batch height width"]
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -52,7 +50,7 @@ def normalize(mean: float | Sequence[float], std: float | Sequence[float]) -> Tr
     shift, scale = (np.atleast_1d(np.asarray(values, np.float32)) for values in (mean, std))
     fits = all(values.ndim == 1 and values.size and np.isfinite(values).all() for values in (shift, scale))
     if not (fits and (scale > 0).all()):
-        raise ValueError(f"normalize: expected finite numbers or flat sequences, std > 0, found {mean=}, {std=}")
+        raise ValueError(f"normalize: expected finite mean and finite std > 0, flat, found {mean=}, {std=}")
 
     def change(key: Key, images: Array) -> Array:
         images = _as_float(images)
@@ -92,7 +90,7 @@ def get_frames(batch: Batch, name: str = "frame") -> Images:
     return _as_float(frames).astype(jnp.float32)
 
 
-def get_plane(batch: Batch, name: str, frames: Images) -> Planes:
+def get_plane(batch: Batch, name: str, frames: Images) -> Float[Array, "batch height width"]:
     """Returns ``batch[name]`` as float32, one value a pixel of ``frames``.
 
     Raises:
