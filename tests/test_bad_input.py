@@ -103,7 +103,7 @@ BAD_VALUES = [
     ("data", "num_train", 1239, "data.num_train is 1239, but only 1238 training images are left"),
     ("data", "name", "mnist", "data.name is 'mnist'; expected one of 'digits', 'cifar100'"),
     ("data", "augment", ("crop", "flop"), "data.augment is 'flop'; expected one of 'crop',"),
-    ("data", "workers", -1, "workers: expected an integer >= 0, found -1"),
+    ("data", "workers", -1, "workers is -1; expected an integer, 0 or more"),
     ("model", "name", "vit_tin", "model.name is 'vit_tin'; expected one of 'vit_tiny'"),
     ("model", "patch_size", 3, "patch_size"),
     ("gate", "init", "ones", "gate.init is 'ones'; expected one of 'xavier'"),

@@ -369,7 +369,7 @@ def test_impossible_images(key, name, x, message):
 
 
 def test_patches_must_fit(key):
-    with pytest.raises(ValueError, match="multiples of 4, found 8 x 10"):
+    with pytest.raises(ValueError, match="patch_size: expected a divisor of height and width, found 4 for 8 x 10"):
         tiny("vit_tiny").init(key, jnp.ones((2, 8, 10, 3)))
 
 

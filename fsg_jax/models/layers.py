@@ -57,7 +57,7 @@ class PatchEmbed(nn.Module):
         p = self.patch_size
         batch, height, width, channels = x.shape
         if height % p or width % p:
-            raise ValueError(f"images: expected height and width in multiples of {p}, found {height} x {width}")
+            raise ValueError(f"patch_size: expected a divisor of height and width, found {p} for {height} x {width}")
         bound = (p * p * channels) ** -0.5
         x = nn.Conv(
             self.dim,
