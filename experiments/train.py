@@ -24,7 +24,7 @@ from experiments.run_log import RunLog
 from experiments.stop import StopRequest
 from experiments.task import Task
 from experiments.tasks import make_task
-from fsg_jax.data.batches import check_range
+from fsg_jax._checks import check_integer
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
 """Given the rows of an epoch, one a run, once they are logged and saved. What it raises ends the runs, which can be
@@ -99,7 +99,7 @@ def train_together(
       Exception: as `train`.
     """
     for seed in outs:
-        check_range("seed", seed, 0, 2**32 - 1)
+        check_integer("seed", seed, 0, 2**32 - 1)
     task = make_task(experiment, arm)
     records: dict[int, dict[str, Any]] = {}
     busy: dict[int, BusyError] = {}

@@ -146,5 +146,5 @@ def test_arguments_are_checked_early(factory, message):
 
 
 def test_missing_label_is_named(key):
-    with pytest.raises(ValueError, match=r"no 'label'; its keys are \['image'\]"):
+    with pytest.raises(ValueError, match=r"batch: expected the key 'label', found \['image'\]"):
         mixup(1.0, 3)(key, {"image": np.zeros((2, 3, 3, 1), np.float32)})

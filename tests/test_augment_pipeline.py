@@ -117,14 +117,14 @@ def test_normalize_checks_its_arguments(mean, std):
 
 
 def test_normalize_needs_a_value_per_channel(key):
-    with pytest.raises(ValueError, match="mean has 2 values, the images 3 channels"):
+    with pytest.raises(ValueError, match="mean: expected 1 value or 3, one a channel, found 2"):
         augment.normalize((0.5, 0.5), 1.0)(key, make_batch())
 
 
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        ({"label": np.zeros(2, int)}, ValueError, r"no 'image'; its keys are \['label'\]"),
+        ({"label": np.zeros(2, int)}, ValueError, r"batch: expected the key 'image', found \['label'\]"),
         (
             {"image": np.zeros((2, 3, 3), np.float32)},
             ValueError,

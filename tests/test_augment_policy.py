@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from fsg_jax.augment import OPERATIONS, colour, policy, trivial_augment
+from fsg_jax.augment import OPERATIONS, photometric, policy, trivial_augment
 
 SIZES = [(32, 32, 3), (17, 24, 3), (16, 16, 1)]
 
@@ -42,7 +42,7 @@ ENHANCERS = {
 def test_enhancers_agree_with_pillow(shape, name, factor):
     image = make_image(*shape)
     expected = np.asarray(ENHANCERS[name](to_pillow(image)).enhance(factor), np.float32).reshape(shape)
-    found = getattr(colour, name)(jnp.asarray(image, jnp.float32), jnp.float32(factor))
+    found = getattr(photometric, name)(jnp.asarray(image, jnp.float32), jnp.float32(factor))
     assert np.abs(clipped(found) - expected).max() <= 2
 
 
@@ -58,7 +58,7 @@ def test_levels_agree_with_pillow(shape, name, reference, values):
     image = make_image(*shape)
     for value in values:
         expected = np.asarray(reference(to_pillow(image), value)).reshape(shape)
-        found = getattr(colour, name)(jnp.asarray(image, jnp.float32), jnp.float32(value))
+        found = getattr(photometric, name)(jnp.asarray(image, jnp.float32), jnp.float32(value))
         np.testing.assert_array_equal(found, expected)
 
 
@@ -70,7 +70,7 @@ def test_levels_agree_with_pillow(shape, name, reference, values):
 def test_histogram_operations_agree_with_pillow(shape, name, reference, tolerance):
     image = make_image(*shape)
     expected = np.asarray(reference(to_pillow(image)), np.float32).reshape(shape)
-    found = np.asarray(getattr(colour, name)(jnp.asarray(image, jnp.float32)))
+    found = np.asarray(getattr(photometric, name)(jnp.asarray(image, jnp.float32)))
     assert np.abs(found - expected).max() <= tolerance
     assert np.abs(found - image).max() > 10
 
@@ -78,12 +78,12 @@ def test_histogram_operations_agree_with_pillow(shape, name, reference, toleranc
 @pytest.mark.parametrize("name", ["autocontrast", "equalize"])
 def test_a_uniform_image_stays(name):
     image = jnp.full((8, 9, 3), 37.0)
-    np.testing.assert_array_equal(getattr(colour, name)(image), image)
+    np.testing.assert_array_equal(getattr(photometric, name)(image), image)
 
 
 def test_saturation_changes_only_three_channels():
     image = jnp.asarray(make_image(8, 8, 4), jnp.float32)
-    np.testing.assert_array_equal(colour.saturation(image, jnp.float32(0.1)), image)
+    np.testing.assert_array_equal(photometric.saturation(image, jnp.float32(0.1)), image)
 
 
 def run_single(name, image, value, order=0):

@@ -48,18 +48,21 @@ def code(folder: Path) -> Path:
 
 FEW = np.zeros(0, np.int64)
 BAD_DATA = {
-    "missing": (lambda folder: folder / "none", r"none: no such file or folder; looked for"),
-    "truncated": (truncated, r"python\.tar\.gz: the archive is cut short or damaged"),
-    "outside": (outside, r"member '\.\./evil' is outside the folder"),
-    "code": (code, r"train: not a readable pickle.*refers to posix\.system"),
-    "labels": (partial(npz, train_fine=np.full(30, 100)), r"a fine label is 100; expected 0 to 99"),
-    "shape": (partial(npz, train_images=np.zeros((30, 8, 8, 3), np.uint8)), r"images have shape \(30, 8, 8, 3\)"),
-    "dtype": (partial(npz, train_images=np.zeros((30, 32, 32, 3))), "images has dtype float64; expected uint8"),
+    "missing": (lambda folder: folder / "none", r"none: expected CIFAR-100 .*, found no such file or folder"),
+    "truncated": (truncated, r"python\.tar\.gz: expected a whole \.tar\.gz archive, .*: cut short or damaged"),
+    "outside": (outside, r"expected only members inside 'cifar-100-python', found '\.\./evil'"),
+    "code": (code, r"train: expected a pickle .*reference to posix\.system"),
+    "labels": (partial(npz, train_fine=np.full(30, 100)), "fine labels: expected 0 to 99, found 100"),
+    "shape": (
+        partial(npz, train_images=np.zeros((30, 8, 8, 3), np.uint8)),
+        r"images: .*, found \(30, 8, 8, 3\)",
+    ),
+    "dtype": (partial(npz, train_images=np.zeros((30, 32, 32, 3))), "images: expected uint8, found float64"),
     "empty": (
         partial(npz, train_images=np.zeros((0, 32, 32, 3), np.uint8), train_fine=FEW, train_coarse=FEW),
-        r"images has no rows, shape \(0, 32, 32, 3\)",
+        r"images: expected shape .*, found \(0, 32, 32, 3\)",
     ),
-    "test labels": (partial(npz, test_fine=np.full(10, 100)), r"a fine label is 100; expected 0 to 99"),
+    "test labels": (partial(npz, test_fine=np.full(10, 100)), "fine labels: expected 0 to 99, found 100"),
 }
 
 
@@ -90,7 +93,7 @@ def test_bad_data(tmp_path, capsys, kind):
 
 def test_wrong_checksum(tmp_path, capsys):
     experiment = tiny.change(tiny.shrunk("cifar100_vit_tiny", tmp_path), data={"checksum": True})
-    assert_matches(r"cifar100\.npz: the sha256 of .* expected", refused(capsys, experiment, tmp_path / "out"))
+    assert_matches(r"cifar100\.npz: expected sha256 ", refused(capsys, experiment, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -128,7 +131,7 @@ def test_bad_value(tmp_path, capsys, part, key, value, message):
 def test_bad_arm_and_seed(tmp_path, capsys):
     line = refused(capsys, tiny.digits(), tmp_path / "out", arm="fgs")
     assert "no arm is named 'fgs'; there are baseline, fsg, fsg_joint, fsg_gr, se, l0" in line
-    assert "seed is -1; expected an integer" in refused(capsys, tiny.digits(), tmp_path / "out", seed=-1)
+    assert "seed: expected an integer" in refused(capsys, tiny.digits(), tmp_path / "out", seed=-1)
     assert not (tmp_path / "out").exists()
 
 

@@ -36,17 +36,20 @@ def test_length_classes_and_take():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": np.zeros((4, 5, 6, 3), np.float32)}, "images has dtype float32; expected uint8"),
-        ({"images": np.zeros((4, 5, 6), np.uint8)}, r"images has shape \(4, 5, 6\); expected"),
-        ({"images": np.zeros((4, 0, 6, 3), np.uint8)}, r"images has shape \(4, 0, 6, 3\); expected"),
-        ({"images": np.zeros((0, 5, 6, 3), np.uint8)}, r"no rows, shape \(0, 5, 6, 3\)"),
-        ({"images": np.zeros((3, 5, 6, 3), np.uint8)}, r"labels has shape \(4,\); expected \(3,\)"),
-        ({"labels": np.zeros(4, np.int64)}, "labels has dtype int64; expected int32"),
-        ({"labels": np.zeros((4, 1), np.int32)}, r"labels has shape \(4, 1\); expected \(4,\)"),
-        ({"labels": np.array([0, 3, 1, 1], np.int32)}, "labels has a value 3; expected values below 3"),
-        ({"labels": np.array([0, -1, 1, 1], np.int32)}, "labels has a value -1; expected none below 0"),
-        ({"coarse_labels": np.zeros(3, np.int32)}, r"coarse_labels has shape \(3,\); expected \(4,\)"),
-        ({"coarse_labels": np.full(4, -2, np.int32)}, "coarse_labels has a value -2"),
+        ({"images": np.zeros((4, 5, 6, 3), np.float32)}, "images: expected uint8, found float32"),
+        ({"images": np.zeros((4, 5, 6), np.uint8)}, r"images: expected shape .*, found \(4, 5, 6\)"),
+        ({"images": np.zeros((4, 0, 6, 3), np.uint8)}, r"images: expected shape .*, found \(4, 0, 6, 3\)"),
+        ({"images": np.zeros((0, 5, 6, 3), np.uint8)}, r"images: expected shape .*, found \(0, 5, 6, 3\)"),
+        ({"images": np.zeros((3, 5, 6, 3), np.uint8)}, r"labels: expected shape \(3,\), one per image, found \(4,\)"),
+        ({"labels": np.zeros(4, np.int64)}, "labels: expected int32, found int64"),
+        ({"labels": np.zeros((4, 1), np.int32)}, r"labels: expected shape \(4,\), one per image, found \(4, 1\)"),
+        ({"labels": np.array([0, 3, 1, 1], np.int32)}, r"labels: expected values in \[0, 3\), found 3"),
+        ({"labels": np.array([0, -1, 1, 1], np.int32)}, r"labels: expected values in \[0, 3\), found -1"),
+        (
+            {"coarse_labels": np.zeros(3, np.int32)},
+            r"coarse_labels: expected shape \(4,\), .*, found \(3,\)",
+        ),
+        ({"coarse_labels": np.full(4, -2, np.int32)}, r"coarse_labels: expected values in \[0, inf\), found -2"),
     ],
 )
 def test_refuses(changes, message):
@@ -55,7 +58,7 @@ def test_refuses(changes, message):
 
 
 def test_taking_no_rows_is_refused():
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match=r"found \(0, 5, 6, 3\)"):
         make().take(np.array([], np.int64))
 
 

@@ -34,7 +34,7 @@ def test_an_epoch_holds_every_row_once(examples, data):
 
 
 def test_an_order_of_ones_own():
-    order = BatchOrder(lambda epoch: np.arange(4) + 10 * epoch, 4, 2, facts={"kind": "mine"})
+    order = BatchOrder(lambda epoch: np.arange(4) + 10 * epoch, 4, 2, fingerprint={"kind": "mine"})
     assert [order.rows(step).tolist() for step in range(4)] == [[0, 1], [2, 3], [10, 11], [12, 13]]
     assert order.describe() == {"examples": 4, "batch_size": 2, "drop_remainder": True, "kind": "mine"}
 
@@ -106,9 +106,9 @@ def test_runs_side_by_side_are_the_runs_alone(dispatch, mode):
 
 
 def test_unknown_modes_are_refused():
-    with pytest.raises(ValueError, match="unknown dispatch 'scna'"):
+    with pytest.raises(ValueError, match="dispatch: expected one of 'loop', 'scan', found 'scna'"):
         make_resident_steps(STEP, "scna")
-    with pytest.raises(ValueError, match="unknown seeds 'pmap'"):
+    with pytest.raises(ValueError, match="seeds: expected one of 'vmap', 'map', found 'pmap'"):
         make_resident_steps(STEP, seeds="pmap")
 
 
@@ -132,5 +132,5 @@ def test_prefetched_batches_and_positions_are_those_of_the_loader(stop, size):
 
 
 def test_prefetch_holds_a_batch_at_least():
-    with pytest.raises(ValueError, match="size is 0"):
+    with pytest.raises(ValueError, match="size: expected an integer >= 1, found 0"):
         Prefetch(iter(make_loader(features(), 8, seed=1)), jax.device_put, 0)

@@ -137,16 +137,16 @@ def test_state_at_the_end_and_closing_in_between():
         ({"seed": 4}, r"seed 4 \(here 3\)"),
         ({"batch_size": 3}, r"batch_size 3 \(here 2\)"),
         ({"examples": 7}, r"examples 7 \(here 6\)"),
-        ({"step": -1}, r"state\['step'\] is -1"),
-        ({"step": "2"}, r"state\['step'\] is '2'"),
-        ({"step": None}, r"state\['step'\] is None"),
+        ({"step": -1}, r"state\['step'\]: expected an integer >= 0, found -1"),
+        ({"step": "2"}, r"state\['step'\]: expected an integer >= 0, found '2'"),
+        ({"step": None}, r"state\['step'\]: expected an integer >= 0, found None"),
     ],
 )
 def test_state_of_another_order_is_refused(change, message):
     iterator = iter(make_loader(dataset_of(6), 2, seed=3))
     with pytest.raises(ValueError, match=message):
         iterator.set_state({**iterator.get_state(), **change})
-    with pytest.raises(ValueError, match="state is of another data order"):
+    with pytest.raises(ValueError, match="state: expected one of this data order"):
         iterator.set_state({})
 
 
@@ -179,18 +179,18 @@ def test_workers_give_the_same_batches_and_states(workers):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 7}, "batch_size is 7; expected at most 6, the number of examples"),
-        ({"batch_size": 0}, "batch_size is 0; expected an integer, 1 or more"),
-        ({"seed": -1}, "seed is -1; expected an integer, 0 to 4294967295"),
-        ({"workers": -1}, "workers is -1"),
-        ({"start": -1}, "start is -1"),
-        ({"num_epochs": 0}, "num_epochs is 0"),
-        ({"process_count": 0}, "process_count is 0"),
-        ({"process_count": 2, "process_index": 2}, "process_index is 2; expected an integer, 0 to 1"),
-        ({"process_count": 3}, "batch_size is 4; expected a multiple of process_count = 3"),
+        ({"batch_size": 7}, "batch_size: expected at most 6, all examples, found 7"),
+        ({"batch_size": 0}, "batch_size: expected an integer >= 1, found 0"),
+        ({"seed": -1}, "seed: expected an integer from 0 to 4294967295, found -1"),
+        ({"workers": -1}, "workers: expected an integer >= 0, found -1"),
+        ({"start": -1}, "start: expected an integer >= 0, found -1"),
+        ({"num_epochs": 0}, "num_epochs: expected an integer >= 1, found 0"),
+        ({"process_count": 0}, "process_count: expected an integer >= 1, found 0"),
+        ({"process_count": 2, "process_index": 2}, "process_index: expected an integer from 0 to 1, found 2"),
+        ({"process_count": 3}, "batch_size: expected a multiple of process_count 3, found 4"),
         (
             {"process_count": 2, "drop_remainder": False},
-            "drop_remainder=False needs process_count = 1; found 2",
+            "process_count: expected 1 with drop_remainder=False, found 2",
         ),
     ],
 )
@@ -218,5 +218,5 @@ def test_evaluation_counts_every_row_once(count, batch_size):
 
 
 def test_evaluation_batch_size_is_checked_at_once():
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, found 0"):
         eval_batches(dataset_of(3), 0)

@@ -48,7 +48,7 @@ def test_the_largest_remainders_get_the_rows_left_over():
 
 @pytest.mark.parametrize("size", [-1, 0, 10, 11])
 def test_holdout_size_out_of_range(size):
-    with pytest.raises(ValueError, match=f"size is {size}; expected 1 to 9 for 10 labels"):
+    with pytest.raises(ValueError, match=f"size: expected an integer from 1 to 9, found {size}"):
         stratified_holdout(np.zeros(10, int), size)
 
 
@@ -75,12 +75,12 @@ def test_digits_train_and_test_are_a_fixed_partition():
 
 
 def test_digits_unknown_split():
-    with pytest.raises(ValueError, match="split is 'validation'; expected 'all', 'train' or 'test'"):
+    with pytest.raises(ValueError, match="split: expected one of 'all', 'train', 'test', found 'validation'"):
         load_digits("validation")
 
 
 def test_split_test_of_too_small_a_share():
     dataset = ImageDataset(np.zeros((4, 1, 1, 1), np.uint8), np.zeros(4, np.int32), ("a",))
     assert [len(part) for part in split_test(dataset, fraction=0.25)] == [3, 1]
-    with pytest.raises(ValueError, match="size is 0"):
+    with pytest.raises(ValueError, match="size: expected an integer from 1 to 3, found 0"):
         split_test(dataset, fraction=0.01)

@@ -163,13 +163,13 @@ def test_convolutions_start_by_fan_out(key):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"gate_placement": "residual"}, "gate_placement must be one of 'stage', 'block'; found 'residual'"),
-        ({"stages": ()}, "stages must be positive; found 0"),
-        ({"stages": (Stage(1, 8, 0, 3, 1),)}, r"stages\[0\].blocks must be positive; found 0"),
-        ({"features": 0}, "features must be positive"),
-        ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\); found 1.0"),
-        ({"gate": Gate()}, "gate must be None or a factory"),
-        ({"width": 8}, "model 'efficientnet_b0' has no argument 'width'.*stem_features"),
+        ({"gate_placement": "residual"}, "gate_placement: expected one of 'stage', 'block', found 'residual'"),
+        ({"stages": ()}, "stages: expected a finite number > 0, found 0"),
+        ({"stages": (Stage(1, 8, 0, 3, 1),)}, r"stages\[0\].blocks: expected a finite number > 0, found 0"),
+        ({"features": 0}, "features: expected a finite number > 0"),
+        ({"drop_path": 1.0}, r"drop_path: expected a number in \[0, 1\), found 1.0"),
+        ({"gate": Gate()}, "gate: expected None or a factory"),
+        ({"width": 8}, "model 'efficientnet_b0': expected arguments of .*stem_features.*, found 'width'"),
     ],
 )
 def test_impossible_arguments(kwargs, message):

@@ -216,8 +216,8 @@ def test_nearest_rotation_agrees_with_pillow(key):
     [
         (box_to_mask(), {"frame": frames()}, "found no 'box'"),
         (box_to_mask(), {"frame": frames(), "box": np.zeros((2, 4))}, r"shape \(3, 4\), found a box of shape \(2, 4\)"),
-        (box_to_mask(), {"image": frames()}, "batch has no 'frame'; its keys are"),
-        (paired_flip(), {"frame": frames()}, r"batch has no 'mask'; apply box_to_mask\(\) first"),
+        (box_to_mask(), {"image": frames()}, "batch: expected the key 'frame', found "),
+        (paired_flip(), {"frame": frames()}, r"batch: expected the key 'mask', found .*; apply box_to_mask\(\) first"),
         (paired_flip(), {"frame": frames(), "mask": planes(3, 5, 5)}, r"mask: expected shape \(3, 10, 12\)"),
         (
             paired_rotation(5),

@@ -217,7 +217,11 @@ def test_the_chain_from_a_box(key):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("frame", "batch has no 'frame'"), ("mask", "no 'mask'; apply box_to_mask"), ("depth", "batch has no 'depth'")],
+    [
+        ("frame", "expected the key 'frame'"),
+        ("mask", "key 'mask'.*; apply box_to_mask"),
+        ("depth", "expected the key 'depth'"),
+    ],
 )
 def test_batches_are_checked(key, missing, message):
     batch = make_batch()

@@ -12,7 +12,8 @@ import pytest
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.gates.gate import Gate
 from fsg_jax.models import BACKBONES, ResidualBlock, Stage, create_model
-from fsg_jax.models.layers import DropPath, check_factory
+from fsg_jax.models.arguments import check_factory
+from fsg_jax.models.layers import DropPath
 
 RESNET = {"stage_sizes": (1, 1), "width": 8}
 VIT = {"patch_size": 4, "dim": 24, "depth": 2, "num_heads": 3}
@@ -356,9 +357,9 @@ def test_parameters_of_the_gated_vit_of_the_paper():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (jnp.ones((8, 8, 3)), r"\(batch, height, width, channels\); found \(8, 8, 3\)"),
+        (jnp.ones((8, 8, 3)), r"\(batch, height, width, channels\), found \(8, 8, 3\)"),
         (jnp.ones((2, 0, 8, 3)), r"found \(2, 0, 8, 3\)"),
-        (jnp.ones((2, 8, 8, 3), jnp.uint8), "floating point and already normalised; found dtype uint8"),
+        (jnp.ones((2, 8, 8, 3), jnp.uint8), "floating point, already normalised, found uint8"),
     ],
 )
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
@@ -368,7 +369,7 @@ def test_impossible_images(key, name, x, message):
 
 
 def test_patches_must_fit(key):
-    with pytest.raises(ValueError, match="multiples of patch_size 4; found 8 x 10"):
+    with pytest.raises(ValueError, match="patch_size: expected a divisor of height and width, found 4 for 8 x 10"):
         tiny("vit_tiny").init(key, jnp.ones((2, 8, 10, 3)))
 
 
@@ -379,35 +380,35 @@ def test_unknown_model():
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
 def test_gate_must_be_a_factory(name):
-    with pytest.raises(ValueError, match=r"(?s)gate must be None or a factory.*Found Gate.*Pass the class"):
+    with pytest.raises(ValueError, match=r"(?s)gate: expected None or a factory.*found Gate.*Pass gate=Gate"):
         create_model(name, num_classes=2, gate=Gate())
 
 
 @pytest.mark.parametrize("value", ["sigmoid", True, 3])
 def test_factories_are_callable(value):
-    with pytest.raises(ValueError, match=f"gate must be None or a factory.*Found {value!r}"):
+    with pytest.raises(ValueError, match=f"gate: expected None or a factory.*found {value!r}"):
         check_factory("gate", value)
 
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("resnet18", {"widht": 8}, r"no argument 'widht' \(did you mean 'width'\?\).*stem"),
-        ("resnet18", {"parent": None}, "no argument 'parent'"),
-        ("resnet18", {"stem": "vgg"}, "stem must be one of 'cifar', 'imagenet'; found 'vgg'"),
-        ("resnet18", {"gate_placement": "head"}, "gate_placement must be one of"),
-        ("resnet18", {"width": 0}, "width must be positive; found 0"),
-        ("resnet18", {"stage_sizes": ()}, "stages must be positive; found 0"),
-        ("resnet18", {"stage_sizes": (1, 0)}, r"stage_sizes\[1\] must be positive"),
-        ("resnet18", {"num_classes": -1}, "num_classes must be positive, or 0"),
-        ("resnet18", {"norm": nn.BatchNorm()}, "norm must be None or a factory"),
-        ("vit_tiny", {"depth": 0}, "depth must be positive"),
-        ("vit_tiny", {"num_heads": 5}, "num_heads must divide dim; found num_heads 5 and dim 192"),
-        ("vit_tiny", {"drop_path": 1.0}, r"drop_path must be in \[0, 1\); found 1.0"),
-        ("vit_tiny", {"pool": "max"}, "pool must be one of 'token', 'avg'"),
-        ("vit_tiny", {"class_token": False}, "pool 'token' needs class_token=True"),
-        ("vit_tiny", {"mixer": TokenMlp()}, "mixer must be None or a factory"),
-        ("vit_tiny", {"stem": "cifar"}, "model 'vit_tiny' has no argument 'stem'"),
+        ("resnet18", {"widht": 8}, r"expected arguments of .*stem.*, found 'widht' \(did you mean 'width'\?\)"),
+        ("resnet18", {"parent": None}, "found 'parent'"),
+        ("resnet18", {"stem": "vgg"}, "stem: expected one of 'cifar', 'imagenet', found 'vgg'"),
+        ("resnet18", {"gate_placement": "head"}, "gate_placement: expected one of"),
+        ("resnet18", {"width": 0}, "width: expected a finite number > 0, found 0"),
+        ("resnet18", {"stage_sizes": ()}, "stages: expected a finite number > 0, found 0"),
+        ("resnet18", {"stage_sizes": (1, 0)}, r"stage_sizes\[1\]: expected a finite number > 0"),
+        ("resnet18", {"num_classes": -1}, "num_classes: expected an integer >= 0, found -1"),
+        ("resnet18", {"norm": nn.BatchNorm()}, "norm: expected None or a factory"),
+        ("vit_tiny", {"depth": 0}, "depth: expected a finite number > 0"),
+        ("vit_tiny", {"num_heads": 5}, "num_heads: expected a divisor of dim 192, found 5"),
+        ("vit_tiny", {"drop_path": 1.0}, r"drop_path: expected a number in \[0, 1\), found 1.0"),
+        ("vit_tiny", {"pool": "max"}, "pool: expected one of 'token', 'avg', found 'max'"),
+        ("vit_tiny", {"class_token": False}, "class_token: expected True for pool='token'"),
+        ("vit_tiny", {"mixer": TokenMlp()}, "mixer: expected None or a factory"),
+        ("vit_tiny", {"stem": "cifar"}, "model 'vit_tiny': expected arguments of .*, found 'stem'"),
     ],
 )
 def test_impossible_arguments(name, kwargs, message):

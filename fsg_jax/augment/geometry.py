@@ -1,20 +1,26 @@
 """Crop, flip, cutout and the affine warp. All keep the dtype, uint8 or floating point."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int
 
-from fsg_jax.augment.checks import check_at_least, check_probability, get_images
-from fsg_jax.typing import Batch, Key, Transform
+from fsg_jax._checks import check_choice, check_integer, check_probabilities
+from fsg_jax.augment.pipeline import on_images
+from fsg_jax.typing import Key, Transform
 
 PadMode = Literal["constant", "reflect"]
 
+Image: TypeAlias = Float[Array, "height width channels"]
+Masks: TypeAlias = Bool[Array, "batch height width"]
+Edges: TypeAlias = Int[Array, " batch"]
+Scalar: TypeAlias = Float[Array, ""]
+
 
 def random_crop(padding: int = 4, mode: PadMode = "constant") -> Transform:
-    """Pad each side by ``padding`` pixels and crop each image back to its size at a uniform offset.
+    """Pads each side by ``padding`` pixels and crops each image back to its size at a uniform offset.
 
     Args:
         padding: pixels, at least 0.
@@ -23,37 +29,34 @@ def random_crop(padding: int = 4, mode: PadMode = "constant") -> Transform:
     Raises:
         ValueError: an argument outside its range.
     """
-    check_at_least("padding", padding, 0)
-    if mode not in get_args(PadMode):
-        raise ValueError(f"mode: expected one of {get_args(PadMode)}, found {mode!r}")
+    check_integer("padding", padding, 0)
+    check_choice("mode", mode, get_args(PadMode))
 
-    def transform(key: Key, batch: Batch) -> dict[str, Any]:
-        images = get_images(batch)
+    def crop(key: Key, images: Array) -> Array:
         offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
         padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
-        return {**batch, "image": _crop(padded, offsets, images.shape[1], images.shape[2])}
+        return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), images.shape[1:]))(padded, offsets)
 
-    return transform
+    return on_images(crop)
 
 
 def random_flip(probability: float = 0.5) -> Transform:
-    """Mirror each image left to right with this probability.
+    """Mirrors each image left to right with this probability.
 
     Raises:
         ValueError: a probability outside [0, 1].
     """
-    check_probability("probability", probability)
+    check_probabilities(probability=probability)
 
-    def transform(key: Key, batch: Batch) -> dict[str, Any]:
-        images = get_images(batch)
+    def flip(key: Key, images: Array) -> Array:
         flipped = jax.random.bernoulli(key, probability, (images.shape[0], 1, 1, 1))
-        return {**batch, "image": jnp.where(flipped, images[:, :, ::-1], images)}
+        return jnp.where(flipped, images[:, :, ::-1], images)
 
-    return transform
+    return on_images(flip)
 
 
 def cutout(size: int) -> Transform:
-    """Set to 0 one square per image, its centre uniform over the pixels, clipped at the border.
+    """Sets to 0 one square per image, its centre uniform over the pixels, clipped at the border.
 
     DeVries & Taylor (2017), section 3.2. To fill with the mean, as there, apply it after ``normalize``.
 
@@ -63,38 +66,29 @@ def cutout(size: int) -> Transform:
     Raises:
         ValueError: a size below 1.
     """
-    check_at_least("size", size, 1)
+    check_integer("size", size, 1)
 
-    def transform(key: Key, batch: Batch) -> dict[str, Any]:
-        images = get_images(batch)
+    def cut(key: Key, images: Array) -> Array:
         count, height, width, _ = images.shape
         row_key, column_key = jax.random.split(key)
         top = jax.random.randint(row_key, (count,), 0, height) - size // 2
         left = jax.random.randint(column_key, (count,), 0, width) - size // 2
         inside = box_mask((height, width), top, left, top + size, left + size)
-        return {**batch, "image": jnp.where(inside[..., None], jnp.zeros((), images.dtype), images)}
+        return jnp.where(inside[..., None], jnp.zeros((), images.dtype), images)
 
-    return transform
+    return on_images(cut)
 
 
-def box_mask(
-    shape: tuple[int, int],
-    top: Int[Array, " batch"],
-    left: Int[Array, " batch"],
-    bottom: Int[Array, " batch"],
-    right: Int[Array, " batch"],
-) -> Bool[Array, "batch height width"]:
-    """Mark the pixels with top <= row < bottom and left <= column < right; the box may leave the image."""
+def box_mask(shape: tuple[int, int], top: Edges, left: Edges, bottom: Edges, right: Edges) -> Masks:
+    """Marks the pixels with top <= row < bottom and left <= column < right; the box may leave the image."""
     rows, columns = jnp.arange(shape[0])[None, :], jnp.arange(shape[1])[None, :]
     in_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
     in_columns = (columns >= left[:, None]) & (columns < right[:, None])
     return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def affine(
-    image: Float[Array, "height width channels"], coefficients: Float[Array, "6"], order: int = 0
-) -> Float[Array, "height width channels"]:
-    """Warp one image: out(x, y) = in(a x + b y + c, d x + e y + f), with 0 outside the image.
+def affine(image: Image, coefficients: Float[Array, "6"], order: int = 0) -> Image:
+    """Warps one image: out(x, y) = in(a x + b y + c, d x + e y + f), with 0 outside the image.
 
     Args:
         image: one floating-point image.
@@ -109,8 +103,8 @@ def affine(
     return jax.vmap(lambda plane: map_coordinates(plane, coordinates, order), in_axes=-1, out_axes=-1)(image)
 
 
-def _crop(padded: Array, offsets: Int[Array, "batch 2"], height: int, width: int) -> Array:
-    def one(image: Array, offset: Int[Array, "2"]) -> Array:
-        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (height, width, image.shape[-1]))
-
-    return jax.vmap(one)(padded, offsets)
+def rotation(radians: Scalar, height: int, width: int) -> tuple[Scalar, ...]:
+    """Returns the coefficients, as in `affine`, of a counter-clockwise rotation about the centre of the image."""
+    cos, sin = jnp.cos(radians), jnp.sin(radians)
+    x, y = width / 2, height / 2
+    return (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fsg_jax.augment.checks import check_at_least, check_positive, check_probability, get_images
+from fsg_jax._checks import check_integer, check_positive, check_probabilities
 from fsg_jax.augment.geometry import box_mask
+from fsg_jax.augment.pipeline import get_entry, get_images
 from fsg_jax.typing import Batch, Key, Transform
 
 Mix: TypeAlias = Callable[[Key, Array, Array, Array], tuple[Array, Array]]
@@ -19,7 +20,7 @@ Mix: TypeAlias = Callable[[Key, Array, Array, Array], tuple[Array, Array]]
 
 
 def mixup(alpha: float, num_classes: int) -> Transform:
-    """x' = λ x + (1 - λ) x[partner], likewise the labels, with λ ~ Beta(alpha, alpha).
+    """Computes x' = λ x + (1 - λ) x[partner], likewise the labels, with λ ~ Beta(alpha, alpha).
 
     Zhang et al. (2018), equation 1. For floating-point images.
 
@@ -31,12 +32,12 @@ def mixup(alpha: float, num_classes: int) -> Transform:
         ValueError: an argument outside its range, or labels that do not fit ``num_classes``.
         TypeError: uint8 images (apply ``to_float`` or ``normalize`` first).
     """
-    check_positive("alpha", alpha)
+    check_positive(alpha=alpha)
     return _mixing(_mixup(alpha), num_classes)
 
 
 def cutmix(alpha: float, num_classes: int) -> Transform:
-    """Paste a box of the partner's pixels; the labels are mixed by the exact share of pixels kept.
+    """Pastes a box of the partner's pixels; the labels are mixed by the exact share of pixels kept.
 
     The box has sides H sqrt(1 - λ) and W sqrt(1 - λ), rounded down to an even number of pixels, where
     λ ~ Beta(alpha, alpha). Its centre is uniform over the pixels and it is clipped at the border: Yun et al.
@@ -49,22 +50,21 @@ def cutmix(alpha: float, num_classes: int) -> Transform:
     Raises:
         ValueError: an argument outside its range, or labels that do not fit ``num_classes``.
     """
-    check_positive("alpha", alpha)
+    check_positive(alpha=alpha)
     return _mixing(_cutmix(alpha), num_classes)
 
 
 def mixup_or_cutmix(
     mixup_alpha: float, cutmix_alpha: float, num_classes: int, *, cutmix_probability: float = 0.5
 ) -> Transform:
-    """Apply ``cutmix`` to the batch with this probability, else ``mixup``. For floating-point images.
+    """Applies ``cutmix`` to the batch with this probability, else ``mixup``. For floating-point images.
 
     Raises:
         ValueError: an argument outside its range, or labels that do not fit ``num_classes``.
         TypeError: uint8 images.
     """
-    check_positive("mixup_alpha", mixup_alpha)
-    check_positive("cutmix_alpha", cutmix_alpha)
-    check_probability("cutmix_probability", cutmix_probability)
+    check_positive(mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
+    check_probabilities(cutmix_probability=cutmix_probability)
     blend, paste = _mixup(mixup_alpha), _cutmix(cutmix_alpha)
 
     def mix(key: Key, images: Array, labels: Array, partner: Array) -> tuple[Array, Array]:
@@ -76,7 +76,7 @@ def mixup_or_cutmix(
 
 
 def _mixing(mix: Mix, num_classes: int) -> Transform:
-    check_at_least("num_classes", num_classes, 1)
+    check_integer("num_classes", num_classes, 1)
 
     def transform(key: Key, batch: Batch) -> dict[str, Any]:
         images, labels = get_images(batch), _probabilities(batch, num_classes)
@@ -133,9 +133,7 @@ def _partners(key: Key, batch: Batch, count: int) -> Int[Array, " batch"]:
 
 
 def _probabilities(batch: Batch, num_classes: int) -> Float[Array, "batch classes"]:
-    if "label" not in batch:
-        raise ValueError(f"batch has no 'label'; its keys are {sorted(batch)}")
-    labels = jnp.asarray(batch["label"])
+    labels = jnp.asarray(get_entry(batch, "label"))
     if labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer):
         return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     if labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape[1] == num_classes:

@@ -1,6 +1,7 @@
 """TrivialAugment: one operation with one magnitude per image, both drawn uniformly."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fsg_jax.augment import colour
-from fsg_jax.augment.checks import check_at_least, get_images
-from fsg_jax.augment.geometry import affine
-from fsg_jax.typing import Batch, Key, Transform
+from fsg_jax._checks import check_choice, check_integer
+from fsg_jax.augment import photometric
+from fsg_jax.augment.geometry import affine, rotation
+from fsg_jax.augment.pipeline import on_images
+from fsg_jax.typing import Key, Transform
 
 Interpolation = Literal["nearest", "bilinear"]
 Scalar = Float[Array, ""]
@@ -39,13 +41,6 @@ def _whole(start: int, change: int) -> Callable[[int], np.ndarray]:
     return lambda count: start + np.sign(change) * (np.arange(count) * abs(change) // (count - 1))
 
 
-def _rotation(degrees: Scalar, height: int, width: int) -> Sequence[Any]:
-    """Coefficients of a counter-clockwise rotation about the centre of the image."""
-    cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
-    x, y = width / 2, height / 2
-    return (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
-
-
 _FACTORS = _spaced(0.01, 2.0)
 _SHEARS = _spaced(0.0, 0.99)
 _PIXELS = _whole(0, 32)
@@ -53,15 +48,15 @@ _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 _OPERATIONS: dict[str, Operation] = {
     "identity": Operation(),
-    "brightness": Operation(_FACTORS, recolour=colour.brightness),
-    "contrast": Operation(_FACTORS, recolour=colour.contrast),
-    "saturation": Operation(_FACTORS, recolour=colour.saturation),
-    "sharpness": Operation(_FACTORS, recolour=colour.sharpness),
-    "posterize": Operation(_whole(8, -6), recolour=colour.posterize),
-    "solarize": Operation(_whole(256, -256), recolour=colour.solarize),
-    "autocontrast": Operation(recolour=lambda image, value: colour.autocontrast(image)),
-    "equalize": Operation(recolour=lambda image, value: colour.equalize(image)),
-    "rotate": Operation(_spaced(0.0, 135.0), signed=True, warp=_rotation),
+    "brightness": Operation(_FACTORS, recolour=photometric.brightness),
+    "contrast": Operation(_FACTORS, recolour=photometric.contrast),
+    "saturation": Operation(_FACTORS, recolour=photometric.saturation),
+    "sharpness": Operation(_FACTORS, recolour=photometric.sharpness),
+    "posterize": Operation(_whole(8, -6), recolour=photometric.posterize),
+    "solarize": Operation(_whole(256, -256), recolour=photometric.solarize),
+    "autocontrast": Operation(recolour=lambda image, value: photometric.autocontrast(image)),
+    "equalize": Operation(recolour=lambda image, value: photometric.equalize(image)),
+    "rotate": Operation(_spaced(0.0, 135.0), signed=True, warp=lambda v, *size: rotation(jnp.deg2rad(v), *size)),
     "shear_x": Operation(_SHEARS, signed=True, warp=lambda v, height, width: (1, v, 0, 0, 1, 0)),
     "shear_y": Operation(_SHEARS, signed=True, warp=lambda v, height, width: (1, 0, 0, v, 1, 0)),
     "translate_x": Operation(_PIXELS, signed=True, warp=lambda v, height, width: (1, 0, -v, 0, 1, 0)),
@@ -73,12 +68,9 @@ OPERATIONS: tuple[str, ...] = tuple(_OPERATIONS)
 
 
 def trivial_augment(
-    num_magnitudes: int = 31,
-    *,
-    operations: Sequence[str] = OPERATIONS,
-    interpolation: Interpolation = "nearest",
+    num_magnitudes: int = 31, *, operations: Sequence[str] = OPERATIONS, interpolation: Interpolation = "nearest"
 ) -> Transform:
-    """Apply to each image one operation with one magnitude, both drawn uniformly.
+    """Applies to each image one operation with one magnitude, both drawn uniformly.
 
     Müller & Hutter (2021), the wide space: shears to 0.99, shifts to 32 pixels, rotations to 135 degrees, all
     with a random sign; factors of brightness, contrast, saturation and sharpness from 0.01 to 2; 8 to 2 bits;
@@ -94,23 +86,21 @@ def trivial_augment(
     Raises:
         ValueError: an argument outside its range, or an unknown operation.
     """
-    check_at_least("num_magnitudes", num_magnitudes, 2)
-    unknown = sorted(set(operations) - set(OPERATIONS))
-    if unknown or not operations:
+    check_integer("num_magnitudes", num_magnitudes, 2)
+    if not operations or not set(operations) <= set(OPERATIONS):
         raise ValueError(f"operations: expected one or more of {OPERATIONS}, found {tuple(operations)}")
-    if interpolation not in get_args(Interpolation):
-        raise ValueError(f"interpolation: expected one of {get_args(Interpolation)}, found {interpolation!r}")
+    check_choice("interpolation", interpolation, get_args(Interpolation))
     chosen = [_OPERATIONS[name] for name in operations]
     order = get_args(Interpolation).index(interpolation)
 
-    def transform(key: Key, batch: Batch) -> dict[str, Any]:
-        images = get_images(batch)
+    def change(key: Key, images: Array) -> Array:
+        scale = 1 if images.dtype == jnp.uint8 else 255
         index, value = _draw(key, chosen, num_magnitudes, images.shape[0])
-        levels = _to_levels(images)
-        levels = jax.vmap(lambda *args: _apply(chosen, order, *args))(levels, index, value)
-        return {**batch, "image": _from_levels(levels, images.dtype)}
+        levels = jax.vmap(partial(_apply, chosen, order))(scale * images.astype(jnp.float32), index, value)
+        levels = jnp.clip(levels, 0, 255)
+        return (jnp.round(levels) if scale == 1 else levels / 255).astype(images.dtype)
 
-    return transform
+    return on_images(change)
 
 
 def _draw(key: Key, chosen: Sequence[Operation], num_magnitudes: int, count: int) -> tuple[Array, Array]:
@@ -132,13 +122,3 @@ def _apply(chosen: Sequence[Operation], order: int, image: Array, index: Array, 
     rows = [_IDENTITY if op.warp is None else op.warp(value, height, width) for op in chosen]
     coefficients = jnp.stack([jnp.stack([jnp.asarray(v, jnp.float32) for v in row]) for row in rows])
     return affine(image, coefficients[index], order)
-
-
-def _to_levels(images: Array) -> Array:
-    scale = 1 if images.dtype == jnp.uint8 else 255
-    return scale * images.astype(jnp.float32)
-
-
-def _from_levels(levels: Array, dtype: Any) -> Array:
-    levels = jnp.clip(levels, 0, 255)
-    return (jnp.round(levels) if dtype == jnp.uint8 else levels / 255).astype(dtype)

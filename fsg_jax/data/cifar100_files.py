@@ -3,45 +3,108 @@
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fsg_jax.data.archives import check_digest, read_archive, read_folder
-from fsg_jax.data.pickles import load_pickle
+from fsg_jax.data.archives import load_pickle, read_files
 
 CIFAR100_URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
-PYTHON_FOLDER, PYTHON_MD5 = "cifar-100-python", "md5:eb9058c3a382ffc7106e4002c42a8d85"
+PYTHON_MD5 = "md5:eb9058c3a382ffc7106e4002c42a8d85"
+BINARY_MD5 = "md5:03b5dce01913d631647c71ecec9e9cb8"
 PYTHON_FILES_MD5 = {
     "train": "md5:16019d7e3df5f24257cddd939b257f8d",
     "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "md5:7973b15100ade9c7d40fb424638fde48",
 }
-BINARY_FOLDER, BINARY_MD5 = "cifar-100-binary", "md5:03b5dce01913d631647c71ecec9e9cb8"
-_NAME_FILES = ("fine_label_names.txt", "coarse_label_names.txt")
-# sha256 of the images (NHWC), the fine labels and the coarse labels, all uint8, one after the other.
+PYTHON_FOLDER, BINARY_FOLDER = "cifar-100-python", "cifar-100-binary"
 CONTENT_SHA256 = {
     "train": "6feebb6ef7dc9d67bacd1032c289d8e237f8a4d38843e15639587727bdc33fe1",
     "test": "cb09bbaf5f8d31ea8963ebab57304ad0f94c1756f587abfef63e0fc3ceb6c888",
 }
+"""sha256 of the images (NHWC), the fine labels and the coarse labels, all uint8, one after the other."""
+
 _PIXELS = 3 * 32 * 32
 _ROW = 2 + _PIXELS
 
 
 class Cifar100Split(NamedTuple):
-    """One split as stored: images (examples, 32, 32, 3) uint8, labels (examples,), names in label order."""
+    """One split: images (examples, 32, 32, 3) uint8, integer labels (examples,), sequences of names in label order."""
 
     images: np.ndarray
     fine: np.ndarray
     coarse: np.ndarray
-    fine_names: tuple[str, ...]
-    coarse_names: tuple[str, ...]
+    fine_names: Any
+    coarse_names: Any
+
+
+def read_python(path: Path, split: str) -> Cifar100Split:
+    """Reads the official pickles ``train`` or ``test`` and ``meta``, from their folder or its .tar.gz."""
+    files = read_files(path, (split, "meta"), PYTHON_FOLDER)
+    rows, meta = (load_pickle(files[name], str(path / name)) for name in (split, "meta"))
+    images, *labels = _entries(rows, ("data", "fine_labels", "coarse_labels"), path / split)
+    names = _entries(meta, ("fine_label_names", "coarse_label_names"), path / "meta")
+    return Cifar100Split(_images(images, path / split), *labels, *names)
+
+
+def read_binary(path: Path, split: str) -> Cifar100Split:
+    """Reads the official binary files, from their folder or its .tar.gz.
+
+    A row is the coarse label, the fine label and 3,072 pixels, one byte each.
+    """
+    name, *names = f"{split}.bin", "fine_label_names.txt", "coarse_label_names.txt"
+    files = read_files(path, (name, *names), BINARY_FOLDER)
+    size = len(files[name])
+    if size % _ROW:
+        raise ValueError(f"{path / name}: expected a multiple of {_ROW} bytes, found {size}: cut short?")
+    rows = np.frombuffer(files[name], np.uint8).reshape(-1, _ROW)
+    fine_names, coarse_names = (files[n].decode().split() for n in names)
+    return Cifar100Split(_images(rows[:, 2:], path / name), rows[:, 1], rows[:, 0], fine_names, coarse_names)
+
+
+def read_npz(path: Path, split: str) -> Cifar100Split:
+    """Reads ``{train,test}_{images,fine,coarse}``, ``fine_names`` and ``coarse_names`` from one .npz."""
+    keys = (f"{split}_images", f"{split}_fine", f"{split}_coarse", "fine_names", "coarse_names")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {key: content[key] if key in keys else None for key in content}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected an .npz without pickles, found {error}") from error
+    return Cifar100Split(*_entries(arrays, keys, path))
+
+
+READERS = {"npz": read_npz, "binary": read_binary, "python": read_python}
+"""``read(path, split)`` by the name of the format; what it gives is not checked yet."""
+
+
+def official_digests(path: Path, source: str, split: str) -> dict[Path, str]:
+    """Digests of the official archive `path`, or of the files in the folder `path`, where there are any."""
+    if path.is_dir():
+        return {path / name: PYTHON_FILES_MD5[name] for name in (split, "meta")} if source == "python" else {}
+    archives = {"binary": BINARY_MD5, "python": PYTHON_MD5}
+    return {path: archives[source]} if source in archives else {}
+
+
+def check_split(data: Cifar100Split, path: Path) -> Cifar100Split:
+    """Checks what was read from `path`, whatever the format.
+
+    Returns:
+      The split, its labels int32 and its names tuples of str.
+
+    Raises:
+      ValueError: images of another shape, labels out of range or not integers, or too many or too few names.
+    """
+    if data.images.shape[1:] != (32, 32, 3):
+        raise ValueError(f"{path}: images: expected shape (examples, 32, 32, 3), found {data.images.shape}")
+    fine, fine_names = _check_labels(data.fine, data.fine_names, 100, f"{path}: fine")
+    coarse, coarse_names = _check_labels(data.coarse, data.coarse_names, 20, f"{path}: coarse")
+    return Cifar100Split(data.images, fine, coarse, fine_names, coarse_names)
 
 
 def check_content(data: Cifar100Split, path: Path, split: str) -> None:
-    """Compare the arrays with the digest of the complete official split, in the official order.
+    """Compares the arrays with the digest of the complete official split, in the official order.
 
     Raises:
       ValueError: they differ.
@@ -51,126 +114,36 @@ def check_content(data: Cifar100Split, path: Path, split: str) -> None:
         digest.update(np.ascontiguousarray(array).data)
     if digest.hexdigest() != CONTENT_SHA256[split]:
         raise ValueError(
-            f"{path}: the sha256 of its {len(data.images)} {split} rows is {digest.hexdigest()}, "
-            f"expected {CONTENT_SHA256[split]} for the official split (checksum=False skips this test)"
+            f"{path}: expected sha256 {CONTENT_SHA256[split]}, that of the official {split} rows, found "
+            f"{digest.hexdigest()} of {len(data.images)} rows (checksum=False skips this test)"
         )
+
+
+def _entries(content: Any, keys: Sequence[str], path: Path) -> list[Any]:
+    if not isinstance(content, Mapping) or not set(keys) <= set(content):
+        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{path}: expected the entries {', '.join(keys)}, found {found}")
+    return [content[key] for key in keys]
 
 
 def _images(rows: Any, path: Path) -> np.ndarray:
     """Rows of 3,072 bytes, channels first, as (examples, 32, 32, 3)."""
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (_PIXELS,):
         found = f"{getattr(rows, 'dtype', type(rows).__name__)} {getattr(rows, 'shape', '')}"
-        raise ValueError(f"{path}: the image data is {found}; expected uint8 (examples, {_PIXELS})")
+        raise ValueError(f"{path}: images: expected uint8 (examples, {_PIXELS}), found {found}")
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _entry(content: Any, key: str, path: Path) -> Any:
-    if not isinstance(content, Mapping) or key not in content:
-        found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"{path}: no entry {key!r}; found {found}")
-    return content[key]
-
-
-def _labels(content: Any, key: str, path: Path) -> np.ndarray:
+def _check_labels(labels: Any, names: Any, classes: int, origin: str) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        labels = np.asarray(_entry(content, key, path))
+        labels = np.asarray(labels)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: entry {key!r} is not a list of labels: {error}") from error
+        raise ValueError(f"{origin} labels: expected integers (examples,), found a list: {error}") from error
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{path}: {key!r} is {labels.dtype} {labels.shape}; expected integers (examples,)")
-    return labels
-
-
-def _names(content: Any, key: str, path: Path) -> tuple[str, ...]:
-    return tuple(str(name) for name in _entry(content, key, path))
-
-
-def _fetch(path: Path, names: tuple[str, ...], folder: str, digest: str | None) -> dict[str, bytes]:
-    """The files ``names`` of a folder, or of an archive of it with this digest."""
-    if path.is_dir():
-        return read_folder(path, names)
-    if digest:
-        check_digest(path, digest)
-    return read_archive(path, names, folder)
-
-
-def _archive_digest(path: Path, checksum: bool | str, official: str) -> str | None:
-    if isinstance(checksum, str) and path.is_dir():
-        raise ValueError(f"checksum is a digest, but {path} is a folder; expected True or False")
-    return checksum if isinstance(checksum, str) else (official if checksum else None)
-
-
-def read_python(path: Path, split: str, checksum: bool | str) -> Cifar100Split:
-    """Read the official pickles ``train``, ``test`` and ``meta``, from their folder or its .tar.gz.
-
-    ``checksum=True`` compares the archive, or each file of the folder, with the official md5.
-    """
-    files = _fetch(path, (split, "meta"), PYTHON_FOLDER, _archive_digest(path, checksum, PYTHON_MD5))
-    if path.is_dir() and checksum:
-        for name in files:
-            check_digest(path / name, PYTHON_FILES_MD5[name])
-    rows, meta = (load_pickle(files[name], str(path / name)) for name in (split, "meta"))
-    return Cifar100Split(
-        _images(_entry(rows, "data", path / split), path / split),
-        _labels(rows, "fine_labels", path / split),
-        _labels(rows, "coarse_labels", path / split),
-        _names(meta, "fine_label_names", path / "meta"),
-        _names(meta, "coarse_label_names", path / "meta"),
-    )
-
-
-def read_binary(path: Path, split: str, checksum: bool | str) -> Cifar100Split:
-    """Read the official binary files, from their folder or its .tar.gz.
-
-    A row is the coarse label, the fine label and 3,072 pixels, one byte each. ``checksum=True`` compares the
-    archive with the official md5; a folder, whose files have no official md5, by `check_content`.
-    """
-    name = f"{split}.bin"
-    digest = _archive_digest(path, checksum, BINARY_MD5)
-    files = _fetch(path, (name, *_NAME_FILES), BINARY_FOLDER, digest)
-    size = len(files[name])
-    if size % _ROW:
-        raise ValueError(f"{path / name}: it has {size} bytes; expected a multiple of {_ROW}: is it cut short?")
-    rows = np.frombuffer(files[name], np.uint8).reshape(-1, _ROW)
-    fine_names, coarse_names = (tuple(files[names].decode().split()) for names in _NAME_FILES)
-    images = _images(rows[:, 2:], path / name)
-    data = Cifar100Split(images, rows[:, 1], rows[:, 0], fine_names, coarse_names)
-    if path.is_dir() and checksum:
-        check_content(data, path, split)
-    return data
-
-
-def read_npz(path: Path, split: str, checksum: bool | str) -> Cifar100Split:
-    """Read ``{train,test}_{images,fine,coarse}``, ``fine_names`` and ``coarse_names`` from one .npz.
-
-    ``checksum=True`` compares the arrays by `check_content`; a digest is that of the file.
-    """
-    if isinstance(checksum, str):
-        check_digest(path, checksum)
-    keys = (f"{split}_images", f"{split}_fine", f"{split}_coarse", "fine_names", "coarse_names")
-    content = _load_npz(path, keys)
-    data = Cifar100Split(
-        content[f"{split}_images"],
-        _labels(content, f"{split}_fine", path),
-        _labels(content, f"{split}_coarse", path),
-        _names(content, "fine_names", path),
-        _names(content, "coarse_names", path),
-    )
-    if checksum is True:
-        check_content(data, path, split)
-    return data
-
-
-def _load_npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected an .npz with {', '.join(keys)}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = [name.removesuffix(".npy") for name in archive.namelist()]
-        missing = [key for key in keys if key not in found]
-        if not missing:
-            with np.load(path, allow_pickle=False) as content:
-                return {key: content[key] for key in keys}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not a readable .npz without pickles: {error}") from error
-    raise ValueError(f"{path}: no entry {', '.join(missing)}; found {', '.join(sorted(found))}")
+        raise ValueError(f"{origin} labels: expected integers (examples,), found {labels.dtype} {labels.shape}")
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise ValueError(f"{origin} labels: expected 0 to {classes - 1}, found {outside[0]}")
+    if len(names) != classes:
+        raise ValueError(f"{origin} names: expected {classes}, found {len(names)}")
+    return labels.astype(np.int32), tuple(map(str, names))

@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from fsg_jax._checks import check_choice
 from fsg_jax.data.extras import import_extra
 from fsg_jax.data.images import ImageDataset
 from fsg_jax.data.splits import split_test
 
 
 def load_digits(split: str = "all") -> ImageDataset:
-    """1,797 handwritten digits, 8x8x1, ten classes; needs no download.
+    """Loads 1,797 handwritten digits, 8x8x1, ten classes; needs no download.
 
     The original values 0..16 become ``round(value * 255 / 16)``. The data has no official split: ``"test"``
     is a fixed, stratified fifth (359 rows), see `split_test`.
@@ -22,8 +23,7 @@ def load_digits(split: str = "all") -> ImageDataset:
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits" (its test part).
     """
-    if split not in ("all", "train", "test"):
-        raise ValueError(f"split is {split!r}; expected 'all', 'train' or 'test'")
+    check_choice("split", split, ("all", "train", "test"))
     raw = import_extra("sklearn.datasets", "experiments").load_digits()
     images = np.rint(raw.images * (255 / 16)).astype(np.uint8)[..., None]
     names = tuple(str(name) for name in raw.target_names)

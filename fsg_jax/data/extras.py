@@ -5,9 +5,9 @@ from typing import Any
 
 
 def import_extra(module: str, extra: str) -> Any:
-    """Import ``module``, or raise an ``ImportError`` that names the ``extra`` it comes with."""
+    """Imports ``module``, or raises an ImportError that names the ``extra`` it comes with."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        message = f"{module} could not be imported ({error}); install it with: pip install 'fsg-jax[{extra}]'"
-        raise ImportError(message) from error
+        hint = f"pip install 'fsg-jax[{extra}]'"
+        raise ImportError(f"{module}: expected to be installed ({hint}), found {error}") from error

@@ -1,6 +1,7 @@
 """Labelled images held in memory."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -28,33 +29,23 @@ class ImageDataset:
     origin: str = "ImageDataset"
 
     def __post_init__(self) -> None:
-        self._check_images()
-        self._check_labels("labels", self.labels)
-        if self.coarse_labels is not None:
-            self._check_labels("coarse_labels", self.coarse_labels)
-        if self.labels.max() >= self.num_classes:
-            raise ValueError(
-                f"{self.origin}: labels has a value {self.labels.max()}; "
-                f"expected values below {self.num_classes}, the number of class_names"
-            )
+        shape = np.shape(self.images)
+        fits = len(shape) == 4 and 0 not in shape
+        self._check("images", self.images, "uint8", "(examples, height, width, channels), all at least 1", fits)
+        for name, classes in (("labels", self.num_classes), ("coarse_labels", math.inf)):
+            labels = getattr(self, name)
+            if labels is not None:
+                fits = np.shape(labels) == shape[:1]
+                self._check(name, labels, "int32", f"({shape[0]},), one per image", fits)
+                outside = labels[(labels < 0) | (labels >= classes)]
+                if outside.size:
+                    raise ValueError(f"{self.origin}: {name}: expected values in [0, {classes}), found {outside[0]}")
 
-    def _check_images(self) -> None:
-        shape, dtype = np.shape(self.images), np.asarray(self.images).dtype
-        if dtype != np.uint8:
-            raise ValueError(f"{self.origin}: images has dtype {dtype}; expected uint8")
-        if len(shape) != 4 or 0 in shape[1:]:
-            raise ValueError(f"{self.origin}: images has shape {shape}; expected (examples, height, width, channels)")
-        if shape[0] == 0:
-            raise ValueError(f"{self.origin}: images has no rows, shape {shape}; expected at least one")
-
-    def _check_labels(self, name: str, labels: np.ndarray) -> None:
-        shape, dtype = np.shape(labels), np.asarray(labels).dtype
-        if dtype != np.int32:
-            raise ValueError(f"{self.origin}: {name} has dtype {dtype}; expected int32")
-        if shape != (len(self.images),):
-            raise ValueError(f"{self.origin}: {name} has shape {shape}; expected ({len(self.images)},), one per image")
-        if labels.min() < 0:
-            raise ValueError(f"{self.origin}: {name} has a value {labels.min()}; expected none below 0")
+    def _check(self, name: str, array: np.ndarray, dtype: str, shape: str, fits: bool) -> None:
+        if np.asarray(array).dtype != dtype:
+            raise ValueError(f"{self.origin}: {name}: expected {dtype}, found {np.asarray(array).dtype}")
+        if not fits:
+            raise ValueError(f"{self.origin}: {name}: expected shape {shape}, found {np.shape(array)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,6 +56,6 @@ class ImageDataset:
         return len(self.class_names)
 
     def take(self, indices: Int[np.ndarray, " rows"] | Bool[np.ndarray, " examples"] | slice) -> "ImageDataset":
-        """The rows at ``indices``, in that order, as a new dataset."""
+        """Returns the rows at ``indices``, in that order, as a new dataset."""
         coarse = None if self.coarse_labels is None else self.coarse_labels[indices]
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices], coarse_labels=coarse)

@@ -1,4 +1,4 @@
-"""Training batches by Grain, in the order of `fsg_jax.data.batches`, and batches for evaluation."""
+"""Training batches read by Grain, in an order of `fsg_jax.data.batches`, and batches for evaluation."""
 
 import dataclasses
 import functools
@@ -7,21 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from fsg_jax.data.batches import BatchOrder, Rows, check_range, in_order, shuffled
+from fsg_jax._checks import check_integer
+from fsg_jax.data.batches import BatchOrder, Rows, in_order, shuffled
 from fsg_jax.data.extras import import_extra
 from fsg_jax.data.images import ImageDataset
 
 _PREFETCH = 4
+_FOREVER = 2**62
 
 Read = Callable[[Rows], dict[str, np.ndarray]]
-"""``read(rows)``: the batch of these rows; picklable where worker processes are to call it."""
+"""``read(rows)``: the batch of these rows; picklable if worker processes call it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loader:
-    """Training batches, every one read by `read` from the rows that `order` gives. Every ``iter()`` begins at `start`.
+    """Training batches: `read` reads each from the rows that `order` gives. Every ``iter()`` begins at `start`.
 
-    An iterator's ``get_state`` and ``set_state`` continue a stopped run with the same batches, on any number of
+    The ``get_state`` and ``set_state`` of an iterator continue a stopped run with the same batches, on any number of
     workers, threads and processes.
 
     Args:
@@ -29,10 +31,10 @@ class Loader:
       read: rows to batch.
       workers: reading processes; 0 reads in threads of this one. With workers, a script needs the
         ``if __name__ == "__main__"`` guard.
-      threads: that read batches side by side, in this process or in each worker.
-      process_index: of this process; it receives slice `process_index` of every global batch.
-      process_count: of processes that share a global batch.
-      num_epochs: None never ends.
+      threads: number of threads that read batches side by side, in this process or in each worker.
+      process_index: number of this process; it receives slice `process_index` of every global batch.
+      process_count: number of processes that share a global batch.
+      num_epochs: number of epochs; None never ends.
       start: the number of the first batch, 0 or more.
 
     Raises:
@@ -49,64 +51,54 @@ class Loader:
     start: int = 0
 
     def __post_init__(self) -> None:
-        check_range("workers", self.workers, 0)
-        check_range("threads", self.threads, 1)
-        check_range("process_count", self.process_count, 1)
-        check_range("process_index", self.process_index, 0, self.process_count - 1)
-        check_range("start", self.start, 0)
+        for name, low in (("workers", 0), ("threads", 1), ("process_count", 1), ("start", 0)):
+            check_integer(name, getattr(self, name), low)
+        check_integer("process_index", self.process_index, 0, self.process_count - 1)
         if self.num_epochs is not None:
-            check_range("num_epochs", self.num_epochs, 1)
-        if self.order.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size is {self.order.batch_size}; expected a multiple of process_count = {self.process_count}"
-            )
-        if not self.order.drop_remainder and self.process_count > 1:
-            raise ValueError(f"drop_remainder=False needs process_count = 1; found {self.process_count}")
+            check_integer("num_epochs", self.num_epochs, 1)
+        size, count = self.order.batch_size, self.process_count
+        if size % count:
+            raise ValueError(f"batch_size: expected a multiple of process_count {count}, found {size}")
+        if not self.order.drop_remainder and count > 1:
+            raise ValueError(f"process_count: expected 1 with drop_remainder=False, found {count}")
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return self.order.steps_per_epoch
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Rows that no batch of an epoch contains."""
+        """The number of rows of an epoch that no batch contains."""
         return self.order.dropped_per_epoch
 
     def __iter__(self) -> "LoaderIterator":
         return LoaderIterator(self)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process's part of batch number `step`."""
+        """Reads the part of batch number `step` that is for this process."""
         rows = self.order.rows(step)
         local = -(-len(rows) // self.process_count)
         return self.read(rows[self.process_index * local : (self.process_index + 1) * local])
 
     def _grain_iterator(self, step: int) -> Any:
-        """A Grain iterator whose first batch is number ``step``."""
+        """Makes a Grain iterator whose first batch is number ``step``."""
         grain = import_extra("grain", "data")
         end = None if self.num_epochs is None else self.num_epochs * self.steps_per_epoch
         steps = grain.MapDataset.range(step, _FOREVER if end is None else max(end, step))
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=max(_PREFETCH, self.threads))
         iterable = steps.map(self.batch).to_iter_dataset(options)
         if self.workers:
-            _parse_absl_flags()
+            # Grain reads its absl flags when it starts a worker; a program without absl has not parsed them.
+            flags = import_extra("absl.flags", "data").FLAGS
+            if not flags.is_parsed():
+                flags.mark_as_parsed()
             iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
         return iter(iterable)
 
 
-_FOREVER = 2**62
-
-
-def _parse_absl_flags() -> None:
-    """Grain reads its absl flags when it starts a worker; a program without absl has not parsed them."""
-    flags = import_extra("absl.flags", "data").FLAGS
-    if not flags.is_parsed():
-        flags.mark_as_parsed()
-
-
 class LoaderIterator(Iterator[dict[str, np.ndarray]]):
-    """Iterates over the batches of a `Loader`; its state is the number of the next one."""
+    """An iterator over the batches of a `Loader`; its state is the number of the next batch."""
 
     def __init__(self, loader: Loader):
         self._loader = loader
@@ -122,11 +114,11 @@ class LoaderIterator(Iterator[dict[str, np.ndarray]]):
         return {name: np.array(value) for name, value in batch.items()} if self._loader.workers else batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as a dict that JSON can hold; the same for any number of workers."""
+        """Returns the position, JSON-able; it is the same for any number of workers."""
         return {"step": self._step, **self._loader.order.describe()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of `get_state`; the next batch is the one that was next then.
+        """Continues from a state of `get_state`: the next batch is the one that was next then.
 
         Raises:
           ValueError: the state is of a loader with another order (seed, batch size, number of examples, ...).
@@ -135,13 +127,13 @@ class LoaderIterator(Iterator[dict[str, np.ndarray]]):
         differs = [name for name in expected if name not in state or state[name] != expected[name]]
         if differs:
             pairs = ", ".join(f"{name} {state.get(name)!r} (here {expected[name]!r})" for name in differs)
-            raise ValueError(f"state is of another data order: {pairs}")
-        check_range("state['step']", expected["step"], 0)
+            raise ValueError(f"state: expected one of this data order, found {pairs}")
+        check_integer("state['step']", expected["step"], 0)
         self.close()
         self._step = expected["step"]
 
     def close(self) -> None:
-        """Stop the reading thread and the workers. Iterating again starts them again at the same batch."""
+        """Stops the reading threads and the workers; iterating again starts them again at the same batch."""
         if self._batches is not None:
             self._batches.close()
         self._batches = None
@@ -156,20 +148,20 @@ def make_loader(
     drop_remainder: bool = True,
     **options: Any,
 ) -> Loader:
-    """Training batches, in an order that depends on nothing but the arguments; needs the ``data`` extra.
+    """Makes training batches, in an order that depends only on the arguments; needs the ``data`` extra.
 
     An iterator gives ``image`` uint8 (batch, height, width, channels), ``label`` int32 (batch,) and ``index``
     int64 (batch,), the row in ``dataset``.
 
     Args:
       dataset: the rows.
-      batch_size: of the global batch; at most ``len(dataset)`` and a multiple of ``process_count``.
+      batch_size: rows in a global batch; at most ``len(dataset)`` and a multiple of ``process_count``.
       seed: 0 to 2**32 - 1; each epoch has its own permutation.
       shuffle: False gives the stored order.
       drop_remainder: drop the rows of an epoch that fill no batch (`Loader.dropped_per_epoch`); False ends
         each epoch with a smaller batch, for one process only.
-      **options: of `Loader`: workers (reading in a thread is faster for arrays in memory), process_index,
-        process_count, num_epochs, start.
+      **options: other arguments of `Loader`: workers (for arrays in memory, reading in a thread is faster), threads,
+        process_index, process_count, num_epochs, start.
 
     Raises:
       ValueError: an argument out of range.
@@ -181,13 +173,13 @@ def make_loader(
 
 
 def gather(dataset: ImageDataset, rows: Rows) -> dict[str, np.ndarray]:
-    """The batch of these rows, in one indexing operation per array."""
+    """Returns the batch of these rows, by one indexing operation per array."""
     index = np.asarray(rows, np.int64)
     return {"image": dataset.images[index], "label": dataset.labels[index], "index": index}
 
 
 def eval_batches(dataset: ImageDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """All rows once, in order, in batches of one size.
+    """Gives all rows once, in order, in batches of one size.
 
     The last batch is padded with black images of label 0; ``valid``, bool (batch,), is False there. Other
     entries: ``image``, ``label`` and ``index`` (-1 in the padding), as in `make_loader`.
@@ -199,14 +191,14 @@ def eval_batches(dataset: ImageDataset, batch_size: int) -> Iterator[dict[str, n
     Raises:
       ValueError: ``batch_size`` below 1.
     """
-    check_range("batch_size", batch_size, 1)
+    check_integer("batch_size", batch_size, 1)
     steps = range(0, len(dataset), batch_size)
     rows = (np.arange(start, min(start + batch_size, len(dataset))) for start in steps)
     return (pad_batch(gather(dataset, r), batch_size) | {"index": _pad(r, batch_size, -1)} for r in rows)
 
 
 def pad_batch(batch: Mapping[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
-    """`batch` with rows of zeros up to `batch_size`, and ``valid``, bool (batch,), False there."""
+    """Pads `batch` with rows of zeros to `batch_size` and adds ``valid``, bool (batch,), False in the padding."""
     count = len(next(iter(batch.values())))
     padded = {name: _pad(value, batch_size, 0) for name, value in batch.items()}
     return padded | {"valid": np.arange(batch_size) < count}

@@ -1,4 +1,4 @@
-"""Training on data that lies in device memory: no input pipeline, no transfer but of row numbers; needs no Grain."""
+"""Training on data in device memory: no input pipeline, no transfer but that of row numbers, no Grain."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from fsg_jax._checks import look_up
+from fsg_jax._checks import check_choice
 from fsg_jax.data.batches import BatchOrder
 from fsg_jax.data.images import ImageDataset
 from fsg_jax.typing import Batch, PyTree
 
 DISPATCHES = ("loop", "scan")
+SEED_MODES = ("vmap", "map")
 Step = Callable[[Any, Batch], tuple[Any, Any]]
 Steps = Callable[[Any, Batch, Any], tuple[Any, Any]]
-SEED_MODES = ("vmap", "map")
 
 
 def put_dataset(dataset: ImageDataset, sharding: jax.sharding.Sharding | None = None) -> dict[str, jax.Array]:
-    """Images, uint8, and labels on the device; `sharding` says where (every device of a mesh needs all rows)."""
+    """Puts images, uint8, and labels on the device, or where `sharding` says; every device of a mesh needs all rows."""
     arrays = {"image": dataset.images, "label": dataset.labels}
     if sharding is None:
         return jax.device_put(arrays)
@@ -28,21 +28,21 @@ def put_dataset(dataset: ImageDataset, sharding: jax.sharding.Sharding | None = 
 
 
 def chunk_rows(order: BatchOrder, start: int, steps: int) -> Int[np.ndarray, "steps batch"]:
-    """Row numbers of batches `start` to ``start + steps - 1``, int32.
+    """Returns the row numbers of batches `start` to ``start + steps - 1``, int32.
 
     Raises:
-      ValueError: the batches differ in size, which ``drop_remainder=False`` allows.
+      ValueError: the batches differ in size, as they may with ``drop_remainder=False``.
     """
     rows = [order.rows(step) for step in range(start, start + steps)]
     if len({len(r) for r in rows}) > 1:
-        raise ValueError("batches on the device are of one size; expected an order with drop_remainder=True")
+        raise ValueError("order: expected drop_remainder=True, so batches of one size, found several sizes")
     return np.stack(rows).astype(np.int32)
 
 
 def make_resident_steps(step: Step, dispatch: str = "scan", *, seeds: str | None = None) -> Steps:
-    """``steps(state, data, rows) -> (state, metrics)``: several training steps, the state donated.
+    """Makes ``steps(state, data, rows) -> (state, metrics)``: several training steps, the state donated.
 
-    The same numbers as calling `step` on each batch. `data` is from `put_dataset`; `rows`, (steps, batch), from
+    The numbers are those of calling `step` on each batch. `data` is from `put_dataset`; `rows`, (steps, batch), from
     `chunk_rows`; every leaf of `metrics` gets a leading axis of steps.
 
     Args:
@@ -56,7 +56,7 @@ def make_resident_steps(step: Step, dispatch: str = "scan", *, seeds: str | None
     Raises:
       ValueError: unknown `dispatch` or `seeds`.
     """
-    look_up(dict.fromkeys(DISPATCHES), dispatch, "dispatch")
+    check_choice("dispatch", dispatch, DISPATCHES)
 
     def one(state: PyTree, data: Batch, rows: jax.Array) -> tuple[PyTree, Any]:
         return step(state, {k: jnp.take(v, rows, axis=0) for k, v in data.items()})
@@ -82,8 +82,8 @@ def make_resident_steps(step: Step, dispatch: str = "scan", *, seeds: str | None
 
 
 def side_by_side(steps: Steps, mode: str) -> Steps:
-    """`steps` over a leading axis of runs in state, rows and results; `data` is shared."""
-    look_up(dict.fromkeys(SEED_MODES), mode, "seeds")
+    """Makes `steps` of several runs: state, rows and results get a leading axis of runs; `data` is shared."""
+    check_choice("seeds", mode, SEED_MODES)
     if mode == "vmap":
         return jax.vmap(steps, in_axes=(0, None, 0))
     return lambda states, data, rows: jax.lax.map(lambda each: steps(each[0], data, each[1]), (states, rows))

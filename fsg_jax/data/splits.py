@@ -3,11 +3,12 @@
 import numpy as np
 from jaxtyping import Int, Int64
 
+from fsg_jax._checks import check_integer
 from fsg_jax.data.images import ImageDataset
 
 
 def _per_class(counts: np.ndarray, size: int) -> np.ndarray:
-    """Rows to take of each class: ``size * counts / sum(counts)``, rounded by the largest remainder."""
+    """Returns the rows to take of each class: ``size * counts / sum(counts)``, rounded by the largest remainder."""
     quotas, remainders = np.divmod(size * counts.astype(np.int64), counts.sum())
     missing = size - quotas.sum()
     quotas[np.argsort(-remainders, kind="stable")[:missing]] += 1
@@ -17,7 +18,7 @@ def _per_class(counts: np.ndarray, size: int) -> np.ndarray:
 def stratified_holdout(
     labels: Int[np.ndarray, " examples"], size: int, *, seed: int = 0
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " holdout"]]:
-    """Split row numbers in two, the second part with ``size`` rows and the class shares of the whole.
+    """Splits row numbers in two, the second part with ``size`` rows and the class shares of the whole.
 
     Each class gives ``size * count / examples`` rows, rounded by the largest remainder (ties: the lower
     class), so balanced classes differ by at most one. Both parts are sorted and disjoint, and cover all rows.
@@ -34,8 +35,7 @@ def stratified_holdout(
     Raises:
       ValueError: ``size`` out of range.
     """
-    if not 1 <= size < len(labels):
-        raise ValueError(f"size is {size}; expected 1 to {len(labels) - 1} for {len(labels)} labels")
+    check_integer("size", size, 1, len(labels) - 1)
     classes, counts = np.unique(labels, return_counts=True)
     random = np.random.RandomState(seed)
     held = np.zeros(len(labels), bool)
@@ -45,7 +45,7 @@ def stratified_holdout(
 
 
 def split_test(dataset: ImageDataset, *, fraction: float = 0.2, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-    """``(train, test)`` of data without an official split, by `stratified_holdout`.
+    """Splits data without an official split into ``(train, test)``, by `stratified_holdout`.
 
     Args:
       dataset: all rows.

@@ -15,16 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fsg_jax.augment.checks import (
-    check_at_least,
-    check_nonnegative,
-    check_positive,
-    check_probability,
-    get_frames,
-    get_plane,
-)
+from fsg_jax._checks import check_integer, check_nonnegative, check_positive, check_probabilities
 from fsg_jax.augment.geometry import affine
-from fsg_jax.augment.pipeline import normalize
+from fsg_jax.augment.pipeline import get_frames, get_plane, normalize
 from fsg_jax.endoscopy.inputs import order_streams
 from fsg_jax.typing import Batch, Images, Key, Transform
 
@@ -71,7 +64,7 @@ def paired_rotation(degrees: float, order: int = 1) -> Transform:
         ValueError: an argument is outside its range. When the transform runs: there is no ``mask``, or mask or depth do
             not fit the frame.
     """
-    check_nonnegative("degrees", degrees)
+    check_nonnegative(degrees=degrees)
     if order not in (0, 1):
         raise ValueError(f"order: expected 0 (nearest) or 1 (bilinear), found {order!r}")
 
@@ -91,8 +84,7 @@ def paired_flip(horizontal: float = 0.5, vertical: float = 0.5) -> Transform:
     Raises:
         ValueError: a probability is outside [0, 1]. When the transform runs: as `paired_rotation`.
     """
-    check_probability("horizontal", horizontal)
-    check_probability("vertical", vertical)
+    check_probabilities(horizontal=horizontal, vertical=vertical)
 
     def move(key: Key, planes: Images) -> Images:
         for subkey, probability, axis in zip(jax.random.split(key), (horizontal, vertical), (2, 1), strict=True):
@@ -153,10 +145,10 @@ def make_streams(
             its shape does not fit.
     """
     names = order_streams(streams)
-    check_at_least("size", size, 1)
-    check_nonnegative("expand", expand)
+    check_integer("size", size, 1)
+    check_nonnegative(expand=expand)
     if circle is not None:
-        check_positive("circle", circle)
+        check_positive(circle=circle)
     to_normal = normalize(mean, std)
 
     def transform(key: Key, batch: Batch) -> dict[str, Any]:

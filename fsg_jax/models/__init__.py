@@ -1,14 +1,9 @@
-"""The models of the library by name."""
+"""The models of the library; `create_model` makes each by its name."""
 
-from collections.abc import Callable
-from typing import Any
-
-import flax.linen as nn
-
-from fsg_jax.models.backbones import BACKBONES, check_arguments
+from fsg_jax.models.backbones import BACKBONES
 from fsg_jax.models.efficientnet import EfficientNet, MBConv, Stage
-from fsg_jax.models.layers import ModuleDef
 from fsg_jax.models.multistream import MultiStream
+from fsg_jax.models.registry import MODELS, create_model, list_models
 from fsg_jax.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet
 from fsg_jax.models.vit import SelfAttention, ViT
 
@@ -28,28 +23,3 @@ __all__ = [
     "create_model",
     "list_models",
 ]
-
-MODELS: dict[str, Callable[..., nn.Module]] = {**BACKBONES, "multistream": MultiStream}
-"""Constructors by name; each takes ``num_classes``, ``gate`` and the other attributes of its module."""
-
-
-def list_models() -> list[str]:
-    """Names that `create_model` takes, sorted."""
-    return sorted(MODELS)
-
-
-def create_model(name: str, /, *, num_classes: int, gate: ModuleDef | None = None, **kwargs: Any) -> nn.Module:
-    """A model by name, e.g. ``create_model("resnet18", num_classes=100, gate=Gate)``.
-
-    Args:
-      name: one of `list_models()`.
-      num_classes: logits; 0 gives pooled features and no head.
-      gate: factory of gates, such as the class ``Gate`` or a partial of it; None is the baseline.
-      **kwargs: other attributes of the module (`ResNet`, `EfficientNet`, `ViT`, `MultiStream`), its ``name``
-        included; they override those of the variant.
-
-    Raises:
-      ValueError: unknown name or argument, or an argument out of its range.
-    """
-    check_arguments(MODELS, name, "model", kwargs)
-    return MODELS[name](num_classes=num_classes, gate=gate, **kwargs)

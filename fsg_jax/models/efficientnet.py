@@ -1,7 +1,7 @@
 """EfficientNet with gates by injection (Tan & Le 2019; Roffo et al. 2024)."""
 
-import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,20 +9,10 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates
 from fsg_jax.gates.channel_attention import pool_channels, scale_channels
-from fsg_jax.models.layers import (
-    DropPath,
-    FeatureMaps,
-    ModuleDef,
-    apply_gate,
-    check_choice,
-    check_factory,
-    check_images,
-    check_num_classes,
-    check_positive,
-    check_rates,
-    fan_in_uniform,
-)
+from fsg_jax.models.arguments import check_factory, check_images
+from fsg_jax.models.layers import DropPath, FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
 from fsg_jax.models.resnet import BatchNorm
 
 GATE_PLACEMENTS = ("stage", "block")
@@ -41,6 +31,13 @@ class Stage(NamedTuple):
     blocks: int
     kernel_size: int
     strides: int
+
+
+def make_conv(features: int, size: int, strides: int = 1, groups: int = 1, **options: Any) -> nn.Module:
+    """A convolution without bias, padded symmetrically, that starts by He's fan-out rule."""
+    init = he_depthwise if groups > 1 else he_fan_out
+    options |= {"padding": size // 2, "feature_group_count": groups, "use_bias": False, "kernel_init": init}
+    return nn.Conv(features, (size, size), strides=strides, **options)
 
 
 class Squeeze(nn.Module):
@@ -76,34 +73,20 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x: FeatureMaps, train: bool = False) -> FeatureMaps:
         """Maps to (batch, height / strides, width / strides, features), sizes rounded up."""
-        norm = functools.partial(self.norm, use_running_average=not train, dtype=self.dtype)
+        conv = partial(make_conv, dtype=self.dtype)
+        norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
         channels = x.shape[-1]
+        hidden = channels * self.expansion
         y = x
         if self.expansion != 1:
-            y = self._pointwise(channels * self.expansion, "expand_conv")(y)
-            y = nn.silu(norm(name="expand_bn")(y))
-        y = nn.silu(norm(name="depthwise_bn")(self._depthwise(y)))
+            y = nn.silu(norm(name="expand_bn")(conv(hidden, 1, name="expand_conv")(y)))
+        y = conv(hidden, self.kernel_size, self.strides, groups=hidden, name="depthwise_conv")(y)
+        y = nn.silu(norm(name="depthwise_bn")(y))
         y = Squeeze(max(1, round(channels * SQUEEZE_RATIO)), name="se")(y)
-        y = norm(name="project_bn")(self._pointwise(self.features, "project_conv")(y))
+        y = norm(name="project_bn")(conv(self.features, 1, name="project_conv")(y))
         if self.strides == 1 and channels == self.features:
             y = x + DropPath(self.drop_path, name="drop_path")(y, train=train)
         return apply_gate(self.gate, y, name="gate", train=train)
-
-    def _pointwise(self, features: int, name: str) -> nn.Module:
-        return nn.Conv(features, (1, 1), use_bias=False, kernel_init=he_fan_out, dtype=self.dtype, name=name)
-
-    def _depthwise(self, x: FeatureMaps) -> FeatureMaps:
-        return nn.Conv(
-            x.shape[-1],
-            (self.kernel_size, self.kernel_size),
-            strides=self.strides,
-            padding=self.kernel_size // 2,
-            feature_group_count=x.shape[-1],
-            use_bias=False,
-            kernel_init=he_depthwise,
-            dtype=self.dtype,
-            name="depthwise_conv",
-        )(x)
 
 
 class EfficientNet(nn.Module):
@@ -145,8 +128,8 @@ class EfficientNet(nn.Module):
     norm: ModuleDef = BatchNorm
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
-        check_num_classes(self.num_classes)
+        """Checks the attributes."""
+        check_integer("num_classes", self.num_classes, 0)
         check_positive(stages=len(self.stages), stem_features=self.stem_features, features=self.features)
         for i, stage in enumerate(self.stages):
             check_positive(**{f"stages[{i}].{field}": value for field, value in stage._asdict().items()})
@@ -158,7 +141,7 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 logits, or pooled features if `num_classes` is 0.
+        """Returns float32 logits, or pooled features if `num_classes` is 0.
 
         Args:
           x: (batch, height, width, channels), floating point, normalised; any height and width.
@@ -169,45 +152,31 @@ class EfficientNet(nn.Module):
           ValueError: `x` has another rank or is not floating point.
         """
         check_images(x)
-        x = self._conv_norm(x, self.stem_features, 3, 2, "stem", train)
-        for index in range(len(self.stages)):
-            x = self._stage(x, index, train)
-        x = self._conv_norm(x, self.features, 1, 1, "top", train)
+        conv = partial(make_conv, dtype=self.dtype)
+        norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
+        gates = {self.gate_placement: self.gate}  # the other places have none
+        x = nn.silu(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
+
+        make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
+        block = partial(make, gate=gates.get("block"), norm=self.norm, dtype=self.dtype)
+        done, total = 0, sum(stage.blocks for stage in self.stages)
+        for index, (expansion, features, blocks, size, strides) in enumerate(self.stages, 1):
+            for i in range(blocks):
+                x = block(
+                    features=features,
+                    expansion=expansion,
+                    kernel_size=size,
+                    strides=strides if i == 0 else 1,
+                    drop_path=self.drop_path * (done + i) / total,
+                    name=f"stage{index}_{i}",
+                )(x, train)
+            done += blocks
+            x = apply_gate(gates.get("stage"), x, name=f"gate{index}", train=train)
+
+        x = nn.silu(norm(name="top_bn")(conv(self.features, 1, name="top_conv")(x)))
         x = x.astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
-
-    def _conv_norm(self, x: FeatureMaps, features: int, size: int, strides: int, name: str, train: bool) -> FeatureMaps:
-        x = nn.Conv(
-            features,
-            (size, size),
-            strides=strides,
-            padding=size // 2,
-            use_bias=False,
-            kernel_init=he_fan_out,
-            dtype=self.dtype,
-            name=f"{name}_conv",
-        )(x)
-        return nn.silu(self.norm(use_running_average=not train, dtype=self.dtype, name=f"{name}_bn")(x))
-
-    def _stage(self, x: FeatureMaps, index: int, train: bool) -> FeatureMaps:
-        stage = self.stages[index]
-        first, total = sum(s.blocks for s in self.stages[:index]), sum(s.blocks for s in self.stages)
-        block = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
-        for j in range(stage.blocks):
-            x = block(
-                features=stage.features,
-                expansion=stage.expansion,
-                kernel_size=stage.kernel_size,
-                strides=stage.strides if j == 0 else 1,
-                drop_path=self.drop_path * (first + j) / total,
-                gate=self.gate if self.gate_placement == "block" else None,
-                norm=self.norm,
-                dtype=self.dtype,
-                name=f"stage{index + 1}_{j}",
-            )(x, train)
-        gate = self.gate if self.gate_placement == "stage" else None
-        return apply_gate(gate, x, name=f"gate{index + 1}", train=train)
 
 
 EFFICIENTNETS: dict[str, dict[str, Any]] = {

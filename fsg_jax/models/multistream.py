@@ -8,16 +8,10 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
-from fsg_jax.models.backbones import BACKBONES, check_arguments
-from fsg_jax.models.layers import (
-    ModuleDef,
-    apply_gate,
-    check_factory,
-    check_num_classes,
-    check_positive,
-    check_rates,
-    fan_in_uniform,
-)
+from fsg_jax._checks import check_integer, check_positive, check_rates
+from fsg_jax.models.arguments import check_arguments, check_factory
+from fsg_jax.models.backbones import BACKBONES
+from fsg_jax.models.layers import ModuleDef, apply_gate, fan_in_uniform
 from fsg_jax.models.resnet import RESNETS
 
 PAPER_STREAMS: Mapping[str, int] = FrozenDict({"rgb": 3, "mask": 3, "depth": 1})
@@ -27,14 +21,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {name: {"stem": "imagenet"} for name in RE
 """Options of the backbones that differ from those of the backbone alone."""
 
 OWN = ("num_classes", "gate", "name", "dtype", "remat")
+"""Options that the model itself sets for every backbone."""
 
 
 class MultiStream(nn.Module):
     """``head(s2 * relu(fc1(s1 * concat(backbone_k(x_k)))))`` with the gates s1, s2 and those in the backbones.
 
     Each stream has a backbone of its name with weights of its own. The gates are ``gate_embedding`` on the
-    concatenated features (the paper's L1), ``gate_hidden`` after the ReLU (L2), and those of the backbones in use: a
-    stream left out owns none. Unlike the reference, which also creates the gates of streams left out.
+    concatenated features (the paper's L1), ``gate_hidden`` after the ReLU (L2), and those of the backbones in use. A
+    stream left out has no gates; the reference creates them all the same.
 
     Attributes:
       num_classes: outputs; 0 gives the features before the head instead.
@@ -65,22 +60,21 @@ class MultiStream(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Check the attributes, those of the backbone included."""
-        check_num_classes(self.num_classes)
+        """Checks the attributes, those of the backbone included."""
+        check_integer("num_classes", self.num_classes, 0)
+        check_integer("hidden", self.hidden, 0)
         get_channels(self.streams)
-        if self.hidden < 0:
-            raise ValueError(f"hidden must be positive, or 0 for no hidden layer; found {self.hidden}")
         check_rates(dropout=self.dropout)
         check_factory("gate", self.gate)
         if own := sorted(set(OWN) & set(self.backbone_options)):
-            raise ValueError(f"backbone_options must not hold {', '.join(own)}: the model sets it for every backbone")
+            raise ValueError(f"backbone_options: expected none of {', '.join(OWN)}, found {', '.join(own)}")
         check_arguments(BACKBONES, self.backbone, "backbone", self.backbone_options)
         self._backbone(name=None, parent=None)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Mapping[str, Array], *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 outputs, or the features before the head if `num_classes` is 0.
+        """Returns float32 outputs, or the features before the head if `num_classes` is 0.
 
         Args:
           x: an image (batch, height, width, channels) by stream, floating point and normalised, for exactly the
@@ -108,7 +102,7 @@ class MultiStream(nn.Module):
 
 
 def get_channels(streams: Mapping[str, int] | Sequence[str]) -> dict[str, int]:
-    """Channels by stream, in the order in which features are joined; see `MultiStream`.
+    """Returns the channels by stream, in the order in which features are joined; see `MultiStream`.
 
     Raises:
       ValueError: no stream, a name that `PAPER_STREAMS` does not know, or one twice.
@@ -126,12 +120,13 @@ def check_inputs(x: Any, streams: Mapping[str, int]) -> None:
     """Raises ValueError unless `x` holds exactly `streams`, each (batch, height, width, channels of the stream)."""
     wanted = ", ".join(streams)
     if not isinstance(x, Mapping):
-        raise ValueError(f"image: expected a dict of the streams {wanted}; found {type(x).__name__}")
+        raise ValueError(f"image: expected a dict of the streams {wanted}, found {type(x).__name__}")
     if set(x) != set(streams):
-        raise ValueError(f"image: expected the streams {wanted}; found {', '.join(sorted(x)) or 'none'}")
+        raise ValueError(f"image: expected the streams {wanted}, found {', '.join(sorted(x)) or 'none'}")
     for name, channels in streams.items():
         shape = x[name].shape
         if len(shape) != 4 or shape[-1] != channels:
-            raise ValueError(f"stream {name!r}: expected (batch, height, width, {channels}); found {shape}")
-    if len({x[name].shape[0] for name in streams}) > 1:
-        raise ValueError(f"streams: expected one batch size; found { ({name: x[name].shape[0] for name in streams}) }")
+            raise ValueError(f"stream {name!r}: expected shape (batch, height, width, {channels}), found {shape}")
+    sizes = {name: x[name].shape[0] for name in streams}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"streams: expected one batch size, found {sizes}")

@@ -1,7 +1,7 @@
 """Residual networks with gates by injection (He et al. 2016; Roffo et al. 2024)."""
 
-import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,22 +9,14 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from fsg_jax.models.layers import (
-    FeatureMaps,
-    ModuleDef,
-    apply_gate,
-    check_choice,
-    check_factory,
-    check_images,
-    check_num_classes,
-    check_positive,
-    fan_in_uniform,
-)
+from fsg_jax._checks import check_choice, check_integer, check_positive
+from fsg_jax.models.arguments import check_factory, check_images
+from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
 
 STEMS = ("cifar", "imagenet")
 GATE_PLACEMENTS = ("stage", "block", "residual")
 
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 class ResidualBlock(nn.Module):
@@ -55,12 +47,12 @@ class ResidualBlock(nn.Module):
 
     def last_norm(self, norm: ModuleDef) -> ModuleDef:
         """`norm`, with its scale starting at 0 if the block is asked to."""
-        return functools.partial(norm, scale_init=initializers.zeros) if self.zero_init else norm
+        return partial(norm, scale_init=initializers.zeros) if self.zero_init else norm
 
     @nn.compact
     def __call__(self, x: FeatureMaps, train: bool = False) -> FeatureMaps:
         """Maps (batch, height, width, channels) to the output, its height and width divided by `strides`."""
-        norm = functools.partial(self.norm, use_running_average=not train)
+        norm = partial(self.norm, use_running_average=not train)
         y = apply_gate(self.residual_gate, self.residual(x, norm), name="gate", train=train)
         if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             x = self.conv(y.shape[-1], (1, 1), strides=self.strides, name="downsample_conv")(x)
@@ -140,8 +132,8 @@ class ResNet(nn.Module):
     norm: ModuleDef = BatchNorm
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
-        check_num_classes(self.num_classes)
+        """Checks the attributes."""
+        check_integer("num_classes", self.num_classes, 0)
         check_positive(width=self.width, stages=len(self.stage_sizes))
         check_positive(**{f"stage_sizes[{i}]": size for i, size in enumerate(self.stage_sizes)})
         check_choice("stem", self.stem, STEMS)
@@ -152,7 +144,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 logits, or pooled features if `num_classes` is 0.
+        """Returns float32 logits, or pooled features if `num_classes` is 0.
 
         Args:
           x: (batch, height, width, channels), floating point, normalised; any height and width.
@@ -162,41 +154,33 @@ class ResNet(nn.Module):
           ValueError: `x` has another rank or is not floating point.
         """
         check_images(x)
-        x = self._stem(x, train)
-        for stage in range(len(self.stage_sizes)):
-            x = self._stage(x, stage, train)
-        x = x.astype(jnp.float32).mean((1, 2))
-        return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
-
-    def _layers(self) -> tuple[ModuleDef, ModuleDef]:
         he = initializers.variance_scaling(2.0, "fan_out", "normal")
-        conv = functools.partial(self.conv, use_bias=False, kernel_init=he, dtype=self.dtype)
-        return conv, functools.partial(self.norm, dtype=self.dtype)
+        conv = partial(self.conv, use_bias=False, kernel_init=he, dtype=self.dtype)
+        norm = partial(self.norm, dtype=self.dtype)
+        gates = {self.gate_placement: self.gate}  # the other places have none
 
-    def _stem(self, x: FeatureMaps, train: bool) -> FeatureMaps:
-        conv, norm = self._layers()
         large = self.stem == "imagenet"
         size, strides = (7, 2) if large else (3, 1)
         x = conv(self.width, (size, size), strides=strides, padding=size // 2, name="conv1")(x)
         x = nn.relu(norm(use_running_average=not train, name="bn1")(x))
-        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1))) if large else x
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1))) if large else x
 
-    def _stage(self, x: FeatureMaps, stage: int, train: bool) -> FeatureMaps:
-        conv, norm = self._layers()
-        block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
-        for i in range(self.stage_sizes[stage]):
-            x = block(
-                features=self.width * 2**stage,
-                strides=2 if stage > 0 and i == 0 else 1,
-                conv=conv,
-                norm=norm,
-                gate=self.gate if self.gate_placement == "block" else None,
-                residual_gate=self.gate if self.gate_placement == "residual" else None,
-                zero_init=self.zero_init_residual,
-                name=f"layer{stage + 1}_{i}",
-            )(x, train)
-        gate = self.gate if self.gate_placement == "stage" else None
-        return apply_gate(gate, x, name=f"gate{stage + 1}", train=train)
+        block = partial(
+            nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block,
+            conv=conv,
+            norm=norm,
+            gate=gates.get("block"),
+            residual_gate=gates.get("residual"),
+            zero_init=self.zero_init_residual,
+        )
+        for stage, blocks in enumerate(self.stage_sizes):
+            for i in range(blocks):
+                strides = 2 if stage > 0 and i == 0 else 1
+                x = block(features=self.width * 2**stage, strides=strides, name=f"layer{stage + 1}_{i}")(x, train)
+            x = apply_gate(gates.get("stage"), x, name=f"gate{stage + 1}", train=train)
+
+        x = x.astype(jnp.float32).mean((1, 2))
+        return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
 
 
 RESNETS: dict[str, dict[str, Any]] = {

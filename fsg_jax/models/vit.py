@@ -1,6 +1,6 @@
 """Vision Transformer with gates by injection (Dosovitskiy et al. 2021; Roffo et al. 2024)."""
 
-import functools
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,25 +10,15 @@ import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from fsg_jax.models.layers import (
-    DropPath,
-    LayerScale,
-    Mlp,
-    ModuleDef,
-    PatchEmbed,
-    Tokens,
-    apply_gate,
-    check_choice,
-    check_factory,
-    check_images,
-    check_num_classes,
-    check_positive,
-    check_rates,
-)
+from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates
+from fsg_jax.models.arguments import check_factory, check_images
+from fsg_jax.models.layers import DropPath, LayerScale, Mlp, ModuleDef, PatchEmbed, Tokens, apply_gate
 
 POOLS = ("token", "avg")
 # timm's trunc_normal_ cuts at -2 and 2, that is at 100 standard deviations: a normal distribution.
 WEIGHT_INIT = initializers.normal(0.02)
+
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class SelfAttention(nn.Module):
@@ -55,8 +45,7 @@ class SelfAttention(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5).astype(v.dtype)
         weights = nn.Dropout(self.attention_dropout, name="attn_drop")(weights, deterministic=not train)
-        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        x = x.reshape(batch, tokens, dim)
+        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, tokens, dim)
         x = nn.Dense(dim, dtype=self.dtype, kernel_init=WEIGHT_INIT, name="proj")(x)
         return nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
 
@@ -79,7 +68,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, train: bool = False) -> Tokens:
         """The same shape as `x`."""
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(LayerNorm, dtype=self.dtype)
         y = self.mixer(name="attn")(norm(name="norm1")(x), train=train)
         x = x + self._branch(y, "1", train)
         hidden = int(x.shape[-1] * self.mlp_ratio)
@@ -140,28 +129,25 @@ class ViT(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
-        check_num_classes(self.num_classes)
-        check_positive(
-            patch_size=self.patch_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-        )
+        """Checks the attributes."""
+        check_integer("num_classes", self.num_classes, 0)
+        for argument in ("patch_size", "dim", "depth", "num_heads", "mlp_ratio"):
+            check_positive(**{argument: getattr(self, argument)})
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         check_choice("pool", self.pool, POOLS)
         check_factory("gate", self.gate)
         check_factory("mixer", self.mixer)
         if self.mixer is None and self.dim % self.num_heads:
-            raise ValueError(f"num_heads must divide dim; found num_heads {self.num_heads} and dim {self.dim}")
+            raise ValueError(f"num_heads: expected a divisor of dim {self.dim}, found {self.num_heads}")
         if self.pool == "token" and not self.class_token:
-            raise ValueError("pool 'token' needs class_token=True; use pool 'avg' without a class token")
+            raise ValueError(
+                "class_token: expected True for pool='token', found False; use pool='avg' without a class token"
+            )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Float32 logits, or pooled features if `num_classes` is 0.
+        """Returns float32 logits, or pooled features if `num_classes` is 0.
 
         Args:
           x: (batch, height, width, channels), floating point, normalised.
@@ -171,50 +157,33 @@ class ViT(nn.Module):
           ValueError: `x` has another rank, is not floating point, or its size is no multiple of `patch_size`.
         """
         check_images(x)
-        x = self._embed(x, train)
-        for block in self._blocks():
-            x = block(x, train)
-        x = self._pool(x)
-        return nn.Dense(self.num_classes, kernel_init=WEIGHT_INIT, name="head")(x) if self.num_classes else x
-
-    def _embed(self, x: Array, train: bool) -> Tokens:
         x = PatchEmbed(self.dim, self.patch_size, self.dtype, name="patch_embed")(x)
         if self.class_token:
             token = self.param("cls_token", initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
             token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.dim))
             x = jnp.concatenate([token, x], axis=1)
-        positions = self.param("pos_embed", WEIGHT_INIT, (1, *x.shape[1:]), jnp.float32)
-        x = x + positions.astype(x.dtype)
-        return nn.Dropout(self.dropout, name="pos_drop")(x, deterministic=not train)
+        x = x + self.param("pos_embed", WEIGHT_INIT, (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
+        x = nn.Dropout(self.dropout, name="pos_drop")(x, deterministic=not train)
 
-    def _blocks(self) -> list[Block]:
-        mixer = self.mixer or functools.partial(
-            SelfAttention,
-            num_heads=self.num_heads,
-            attention_dropout=self.attention_dropout,
+        mixer = self.mixer or partial(SelfAttention, self.num_heads, self.attention_dropout, self.dropout, self.dtype)
+        block = partial(
+            nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
+            mixer=mixer,
+            mlp_ratio=self.mlp_ratio,
+            gate=self.gate,
             dropout=self.dropout,
+            layer_scale=self.layer_scale,
             dtype=self.dtype,
         )
-        make = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        return [
-            make(
-                mixer=mixer,
-                mlp_ratio=self.mlp_ratio,
-                gate=self.gate,
-                dropout=self.dropout,
-                drop_path=float(rate),
-                layer_scale=self.layer_scale,
-                dtype=self.dtype,
-                name=f"blocks_{i}",
-            )
-            for i, rate in enumerate(np.linspace(0, self.drop_path, self.depth))
-        ]
+        for i, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
+            x = block(drop_path=float(rate), name=f"blocks_{i}")(x, train)
 
-    def _pool(self, x: Tokens) -> Float[Array, "batch dim"]:
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
         if self.pool == "token":
-            return norm(name="norm")(x[:, 0])
-        return norm(name="fc_norm")(x[:, int(self.class_token) :].astype(jnp.float32).mean(1))
+            x = LayerNorm(dtype=jnp.float32, name="norm")(x[:, 0])
+        else:
+            x = x[:, int(self.class_token) :].astype(jnp.float32).mean(1)
+            x = LayerNorm(dtype=jnp.float32, name="fc_norm")(x)
+        return nn.Dense(self.num_classes, kernel_init=WEIGHT_INIT, name="head")(x) if self.num_classes else x
 
 
 VITS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,40 @@
+"""Checks of what models are given: their arguments, the factories among these, and images."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from fsg_jax._checks import did_you_mean, look_up
+
+
+def check_arguments(
+    constructors: Mapping[str, Callable[..., nn.Module]], name: str, kind: str, arguments: Mapping[str, Any]
+) -> None:
+    """Raises ValueError unless `name` is in `constructors` and its module takes all of `arguments`."""
+    options = inspect.signature(look_up(constructors, name, kind)).parameters.keys() - {"parent"}
+    for argument in sorted(arguments.keys() - options):
+        raise ValueError(
+            f"{kind} {name!r}: expected arguments of {', '.join(sorted(options))}, found {argument!r}"
+            f"{did_you_mean(argument, options)}"
+        )
+
+
+def check_factory(argument: str, factory: object) -> None:
+    """Raises ValueError unless `factory` is None or makes modules; an instance of a module does not."""
+    if isinstance(factory, nn.Module) or not (factory is None or callable(factory)):
+        raise ValueError(
+            f"{argument}: expected None or a factory (a module class or a functools.partial of one), found "
+            f"{factory!r}. Pass {argument}=Gate or {argument}=functools.partial(Gate, ...), not {argument}=Gate(...)"
+        )
+
+
+def check_images(x: Array) -> None:
+    """Raises ValueError unless `x` is a non-empty floating-point array (batch, height, width, channels)."""
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"images: expected shape (batch, height, width, channels), found {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"images: expected floating point, already normalised, found {x.dtype}")
