@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import xla_flags
-from experiments.config import ResNet
-from experiments.errors import BusyError, UserError
+from experiments.errors import UserError
+from fsg_jax._files import BusyError
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.resnet import RESNETS
 from fsg_jax.training import sharding
@@ -73,13 +73,15 @@ def placement(fsdp: int, batch_size: int) -> Placement:
     """All devices of all processes.
 
     Raises:
-      UserError: the number of devices does not divide the batch, or `fsdp` not the number of devices.
+      UserError: the number of devices does not divide the batch, or `fsdp` does not divide the number of devices.
     """
     devices = jax.device_count()
     if devices % fsdp:
-        raise UserError(f"train.fsdp is {fsdp}; expected a divisor of the number of devices, {devices}")
+        raise UserError(f"train.fsdp: expected a divisor of the number of devices, {devices}, found {fsdp}")
     if batch_size % devices:
-        raise UserError(f"train.batch_size is {batch_size}; expected a multiple of the number of devices, {devices}")
+        raise UserError(
+            f"train.batch_size: expected a multiple of the number of devices, {devices}, found {batch_size}"
+        )
     if devices == 1:
         return Placement(None)
     return Placement(sharding.make_mesh(fsdp=fsdp))
@@ -92,27 +94,26 @@ def choose(setting: str, *, accelerator: str, cpu: str) -> str:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
-def seed_mode(model: Any) -> Any:
+def is_convolutional(name: str) -> bool:
+    """Whether a model of that name is made of convolutions."""
+    return name in RESNETS
+
+
+def seed_mode(convolutional: bool) -> str:
     """How several seeds run in one program: convolutions do not gain from ``vmap``, which makes them grouped."""
-    return "map" if isinstance(model, ResNet) else "vmap"
+    return "map" if convolutional else "vmap"
+
+
+def seeds_together(convolutional: bool) -> int:
+    """How many seeds on data in device memory run in one program: some for small ViTs on one accelerator."""
+    return 4 if not convolutional and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
 
 
 def model_options(name: str) -> dict[str, Any]:
     """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions that are fast in loops too."""
-    if jax.default_backend() != "cpu" or name not in RESNETS:
+    if jax.default_backend() != "cpu" or not is_convolutional(name):
         return {}
     return {"conv": partial(nn.Conv, conv_general_dilated=conv_general_dilated)}
-
-
-def is_resident(setting: str) -> bool:
-    """Whether training data lie in device memory."""
-    return choose(setting, accelerator="yes", cpu="no") == "yes"
-
-
-def seeds_together(experiment: Any) -> int:
-    """How many seeds an ablation runs in one program unless it is told: some for small ViTs on one accelerator."""
-    small = not isinstance(experiment.model, ResNet) and is_resident(experiment.data.resident)
-    return 4 if small and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
 
 
 class CompileClock:
@@ -139,7 +140,7 @@ jax.monitoring.register_event_duration_secs_listener(CompileClock.listen)
 
 
 def start() -> None:
-    """What a command does first: flags for XLA, the other processes of a launcher, a cache of compiled programs.
+    """Prepares a command: flags for XLA, the other processes of a launcher, a cache of compiled programs.
 
     Programs are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder.
     """

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.cli import overrides
 from experiments.config import change
 from experiments.report.tables import Table, percent, points
-from experiments.run_folder import write_text
+from fsg_jax._files import write_text
 
 REPORT = "tune.md"
 STATES = ("finished", "pruned", "diverged", "failed")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from experiments.tasks import make_task
 
 import fsg_jax as fsg
 from experiments import devices
@@ -17,7 +18,6 @@ from experiments.configs import CONFIGS
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import write_report
 from experiments.run_folder import RunFolder
-from experiments.tasks import make_task
 from experiments.train import train
 from fsg_jax import data
 

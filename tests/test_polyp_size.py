@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from experiments.tasks import make_task
 
 from experiments.endoscopy import cohort as data
 from experiments.endoscopy import polyp_size
@@ -22,7 +23,6 @@ from experiments.endoscopy.phantom.make import make_phantom
 from experiments.endoscopy.polyp_config import MultiStream, PolypExperiment
 from experiments.endoscopy.polyp_size import Args, schedule
 from experiments.errors import UserError
-from experiments.tasks import make_task
 from experiments.train import train
 from fsg_jax.endoscopy.frames.cache import build_cache
 from fsg_jax.endoscopy.frames.source import FrameSource

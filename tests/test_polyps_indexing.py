@@ -11,7 +11,8 @@ import pytest
 
 from experiments.endoscopy import index as command
 from experiments.errors import UserError
-from experiments.run_folder import BusyError, RunFolder
+from experiments.run_folder import RunFolder
+from fsg_jax._files import BusyError
 from fsg_jax.endoscopy.index.schema import read_index
 from fsg_jax.endoscopy.readers import layout, real_colon
 from fsg_jax.endoscopy.readers.indexing import build_index

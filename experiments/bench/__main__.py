@@ -13,14 +13,15 @@ from typing import Any
 
 import jax
 
-from experiments import facts, xla_flags
+from experiments import provenance, xla_flags
 from experiments.bench import collectives, compare, dispatch, inputs, peak, profile_ops, routing_cost, seeds
 from experiments.bench.installed import is_installed
 from experiments.bench.record import Bench
 from experiments.bench.settings import MODELS, PEERS, PRECISIONS, Settings, default_settings
 from experiments.bench.table import render
 from experiments.errors import run_main
-from experiments.run_folder import write_text, writing_to
+from experiments.run_folder import writing_to
+from fsg_jax._files import write_text
 
 SUITES: dict[str, Callable[[Bench], None]] = {
     module.SUITE: module.run
@@ -46,8 +47,8 @@ def bench(settings: Settings, suites: Sequence[str], out: Path, *, resume: bool 
 
 
 def gather_facts() -> dict[str, Any]:
-    """`experiments.facts.gather` with PyTorch's version and the compilation cache, which makes compiling look fast."""
-    about = facts.gather()
+    """`experiments.provenance.gather` with PyTorch's version and the compilation cache, which hides compilation."""
+    about = provenance.gather()
     if is_installed("torch"):
         about["versions"]["torch"] = version("torch")
     config: Any = jax.config

@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.bench.settings import Settings
 from experiments.errors import UserError
-from experiments.run_folder import holds, write_json, write_text, writing_to
+from experiments.run_folder import holds, writing_to
+from fsg_jax._files import write_json, write_text
 
 CONFIG, ROWS = "bench.json", "bench.jsonl"
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from experiments.errors import Interrupted, UserError, run_main
-from experiments.run_folder import RunFolder, read_json, write_json, writing_to
+from experiments.errors import StopRequested, UserError, run_main
+from experiments.run_folder import RunFolder, writing_to
+from fsg_jax._files import read_json, write_json
 from fsg_jax.endoscopy.index.schema import read_index, write_index
 from fsg_jax.endoscopy.readers.csv_files import read_patients
 from fsg_jax.endoscopy.readers.indexing import INDEX, build_index
@@ -156,7 +157,7 @@ def _index(command: str, layout: Layout, tables: list[Path], out: Path, workers:
                     f"a worker process was killed ({error}); the same command continues in {out}"
                 ) from error
             except KeyboardInterrupt:
-                raise Interrupted(f"stopped; the same command continues in {out}") from None
+                raise StopRequested(f"stopped; the same command continues in {out}") from None
         _finish(folder.path, counts)
 
 
