@@ -255,10 +255,11 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
             _check_value(key, value, next(part for part in parts if part is not NoneType))
     elif kind is Literal:
         check_choice(key, value, parts)
-    elif kind is tuple:
+    elif kind is tuple and isinstance(value, tuple):
         for i, element in enumerate(value):
             _check_value(key, element, parts[0 if parts[-1] is ... else i])
     else:
+        hint = kind or hint
         right = (int, float) if hint is float else hint
         if not isinstance(value, right) or (isinstance(value, bool) and hint is not bool):
             raise ValueError(f"{key}: expected {hint.__name__}, found {value!r}")

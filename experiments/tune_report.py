@@ -17,8 +17,8 @@ Record = dict[str, Any]
 
 WHAT = """# Search of {name}, arm {arm}
 
-{trials}, {seeds} of at most {epochs} epochs each: the validation {metric} after the last epoch{unit}, on {validation}
-images held out of the training split. The test split was not read. In brackets: trials that did not finish."""
+{trials}, {seeds} of at most {epochs} epochs each: the validation {metric} after the last epoch{unit}, on
+{validation}. The test split was not read. In brackets: trials that did not finish."""
 
 BETTER = """Trial {number} is the best of {finished} that finished and {trials} tried: {score}, {difference} to trial 0,
 the configuration as it is. It was picked for its figure on these very images, so that figure and the difference flatter
@@ -108,7 +108,7 @@ def _value(value: Any) -> str:
 def _what(experiment: Any, arm: str, seeds: int, ranked: list[Record]) -> str:
     states = Counter(record["state"] for record in ranked)
     counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    metric = ranked[0]["metric"]
+    metric, images = ranked[0]["metric"], getattr(experiment.data, "validation", None)
     return WHAT.format(
         name=experiment.name,
         arm=arm,
@@ -117,7 +117,7 @@ def _what(experiment: Any, arm: str, seeds: int, ranked: list[Record]) -> str:
         epochs=experiment.train.epochs,
         metric=metric,
         unit=", in %" if metric == "accuracy" else "",
-        validation=experiment.data.validation,
+        validation=f"{images} images held out of the training split" if images else "the validation fold",
     )
 
 
