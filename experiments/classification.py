@@ -94,21 +94,19 @@ def make_task(experiment: Experiment, arm: Arm) -> Task:
         fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing),
         train_transform(config, classes),
     )
-    convolutional = devices.is_convolutional(experiment.model.name)
+    name = experiment.model.name
     resident = devices.choose(config.resident, accelerator="yes", cpu="no") == "yes"
     if resident:
-        make_stepper = on_device(program, config, train, order, devices.seed_mode(convolutional))
+        make_stepper = on_device(program, config, train, order, devices.seed_mode(name))
     else:
         streamed = Streamed(order, partial(gather, splits.train), config.workers)
         make_stepper = streaming(program.step, streamed, program.placement)
-    eval_step = fsg.make_eval_step(
-        fsg.losses.cross_entropy,
-        transform=augment.normalize(*STATISTICS[config.name]),
-        ema=train.ema_decay is not None,
-        shardings=program.shardings,
-    )
+    normalize, ema = augment.normalize(*STATISTICS[config.name]), train.ema_decay is not None
+    loss, where = fsg.losses.cross_entropy, program.shardings
+    eval_step = fsg.make_eval_step(loss, transform=normalize, ema=ema, shardings=where)
     evaluate = partial(_evaluate, eval_step, program.placement, train.eval_batch_size)
-    sizes = {"num_train": num_train, "num_validation": len(splits.validation)}
+    info = {"num_train": num_train, "num_validation": len(splits.validation)}
+    info |= {"dropped_per_epoch": order(0).dropped_per_epoch} | ({} if test is None else {"num_test": len(test)})
     return Task(
         init=program.init,
         placement=program.placement,
@@ -119,10 +117,8 @@ def make_task(experiment: Experiment, arm: Arm) -> Task:
         best="accuracy",
         smallest=False,
         test=lambda state, _: {"test": evaluate(load_split(config, "test"), state)},
-        info=sizes
-        | {"dropped_per_epoch": order(0).dropped_per_epoch}
-        | ({} if test is None else {"num_test": len(test)}),
-        seeds_together=devices.seeds_together(convolutional) if resident else 1,
+        info=info,
+        seeds_together=devices.seeds_together(name) if resident else 1,
     )
 
 

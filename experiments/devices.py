@@ -94,49 +94,37 @@ def choose(setting: str, *, accelerator: str, cpu: str) -> str:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
-def is_convolutional(name: str) -> bool:
-    """Whether a model of that name is made of convolutions."""
-    return name in RESNETS
-
-
-def seed_mode(convolutional: bool) -> str:
+def seed_mode(model: str) -> str:
     """How several seeds run in one program: convolutions do not gain from ``vmap``, which makes them grouped."""
-    return "map" if convolutional else "vmap"
+    return "map" if model in RESNETS else "vmap"
 
 
-def seeds_together(convolutional: bool) -> int:
+def seeds_together(model: str) -> int:
     """How many seeds on data in device memory run in one program: some for small ViTs on one accelerator."""
-    return 4 if not convolutional and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
+    return 4 if model not in RESNETS and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
 
 
 def model_options(name: str) -> dict[str, Any]:
     """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions that are fast in loops too."""
-    if jax.default_backend() != "cpu" or not is_convolutional(name):
+    if jax.default_backend() != "cpu" or name not in RESNETS:
         return {}
     return {"conv": partial(nn.Conv, conv_general_dilated=conv_general_dilated)}
 
 
-class CompileClock:
-    """Seconds this process has spent in the compiler since the clock was made."""
-
-    _total = 0.0
-
-    def __init__(self) -> None:
-        self._start = CompileClock._total
-
-    @property
-    def seconds(self) -> float:
-        """Until now."""
-        return CompileClock._total - self._start
-
-    @staticmethod
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        """Given to `jax.monitoring`."""
-        if event == "/jax/core/compile/backend_compile_duration":
-            CompileClock._total += duration_secs
+_compiling = [0.0]
 
 
-jax.monitoring.register_event_duration_secs_listener(CompileClock.listen)
+def compile_seconds() -> float:
+    """Seconds that this process has spent in the compiler until now."""
+    return sum(_compiling)
+
+
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiling.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def start() -> None:
@@ -166,18 +154,15 @@ def on_first(action: Callable[[], T]) -> T | None:
         return action()
     result: T | None = None
     error: Exception | None = None
-    if is_first():
-        try:
-            result = action()
-        except Exception as caught:
-            error = caught
-    outcome = (error is not None) + isinstance(error, BusyError)
-    outcome = int(multihost_utils.broadcast_one_to_all(np.asarray(outcome)))
+    try:
+        result = action() if is_first() else None
+    except Exception as caught:
+        error = caught
+    outcome = int(multihost_utils.broadcast_one_to_all(np.asarray((error is not None) + isinstance(error, BusyError))))
     if error is not None:
         raise error
     if outcome:
-        kind = BusyError if outcome == 2 else UserError
-        raise kind("process 0 could not go on; its own message says why")
+        raise (BusyError if outcome == 2 else UserError)("process 0 could not go on; its own message says why")
     return result
 
 

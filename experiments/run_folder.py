@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ from fsg_jax._files import TEMPORARY, lock, read_json, write_json
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder"]):
     """Claims `path` for one run until it is closed; a context manager.
+
+    Attributes:
+      path: the folder.
+      result: the record of the run if it is finished, or None.
 
     Raises:
       UserError: the folder holds another run, or this one and `resume` is False, or it cannot be written.
@@ -29,15 +33,10 @@ class RunFolder:
             self._lock = lock(path / LOCK)
         try:
             claim_folder(path / CONFIG, config, "run", resume=resume)
+            self.result = read_json(path / RESULT) if (path / RESULT).exists() else None
         except BaseException:
             self.close()
             raise
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """The record of the finished run, or None."""
-        file = self.path / RESULT
-        return read_json(file) if file.exists() else None
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the record."""
@@ -47,9 +46,6 @@ class RunFolder:
         """Lets other processes in."""
         self._lock.close()
 
-    def __enter__(self) -> "RunFolder":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -57,10 +53,8 @@ class RunFolder:
 class FollowerFolder(RunFolder):
     """The folder of a run for the processes that do not write it, all but the first of several."""
 
-    result = None
-
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.result = path, None
 
     def finish(self, record: dict[str, Any]) -> None:
         """Process 0 writes it."""

@@ -8,14 +8,16 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import TrialState
 
 from experiments.errors import UserError
 from experiments.run_folder import LOCK, writing_to
-from experiments.space import Space
 from fsg_jax._files import BusyError, lock
 
+Space = dict[str, BaseDistribution]
 JOURNAL, TRIALS = "journal.jsonl", "trials"
 
 
@@ -39,14 +41,7 @@ class Search:
     """
 
     def __init__(
-        self,
-        out: Path,
-        space: Space,
-        own: dict[str, Any],
-        *,
-        smallest: bool,
-        pruner: optuna.pruners.BasePruner,
-        seed: int,
+        self, out: Path, space: Space, own: dict[str, Any], *, smallest: bool, pruner: BasePruner, seed: int
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.out, self._space, self._seed = out, space, seed
@@ -54,13 +49,8 @@ class Search:
         with self.alone():
             try:
                 storage = JournalStorage(JournalFileBackend(str(journal), _NoLock(str(journal))))
-                self._study = optuna.create_study(
-                    storage=storage,
-                    study_name="tune",
-                    direction="minimize" if smallest else "maximize",
-                    pruner=pruner,
-                    load_if_exists=True,
-                )
+                options: dict[str, Any] = {"direction": "minimize" if smallest else "maximize", "load_if_exists": True}
+                self._study = optuna.create_study(storage=storage, study_name="tune", pruner=pruner, **options)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{journal} is damaged: expected the journal of a search, found {error}") from error
             if not self._study.get_trials(deepcopy=False):
@@ -77,9 +67,9 @@ class Search:
         """A trial that a process left when it ended, or else the next of `limit` trials; None if none is left."""
         with self.alone():
             trials = [t for t in self._study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-            for number, trial_id in [(t.number, t._trial_id) for t in trials if t.state == TrialState.RUNNING]:
-                if (lock_file := self._lock(number)) is not None:
-                    return self._claim(optuna.Trial(self._study, trial_id), lock_file)
+            for found in (t for t in trials if t.state == TrialState.RUNNING):
+                if (lock_file := self._lock(found.number)) is not None:
+                    return self._claim(optuna.Trial(self._study, found._trial_id), lock_file)
             if len(trials) >= limit:
                 return None
             lock_file = self._lock(len(trials))
@@ -98,7 +88,7 @@ class Search:
             return None
 
     def _claim(self, trial: optuna.Trial, lock_file: IO[str]) -> ClaimedTrial:
-        values = {key: domain.suggest(trial, key) for key, domain in self._space.items()}
+        values = {key: trial._suggest(key, domain) for key, domain in self._space.items()}
         return ClaimedTrial(trial, values, trial_path(self.out, trial.number), lock_file)
 
     def is_behind(self, trial: optuna.Trial, epoch: int, value: float) -> bool:
@@ -124,17 +114,17 @@ def trial_path(out: Path, number: int) -> Path:
     return out / TRIALS / f"{number:04d}"
 
 
-def make_pruner(name: Literal["median", "halving", "none"], epochs: int) -> optuna.pruners.BasePruner:
+def make_pruner(name: Literal["median", "halving", "none"], epochs: int) -> BasePruner:
     """What ends trials early.
 
     ``median``: where they are behind the median of at least five others, from a third of the epochs on. ``halving``:
     where they are not in the best third so far, after 1/9 and 1/3 of the epochs.
     """
     if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 3)
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 3)
     if name == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, epochs // 9), reduction_factor=3)
-    return optuna.pruners.NopPruner()
+        return SuccessiveHalvingPruner(min_resource=max(1, epochs // 9), reduction_factor=3)
+    return NopPruner()
 
 
 class _NoLock(JournalFileOpenLock):

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,8 @@ class Run:
     step: int
     seconds: float
     on_epoch: OnEpoch | None = None
-    clock: devices.CompileClock = field(default_factory=devices.CompileClock)
+    compiling: float = field(default_factory=devices.compile_seconds)
+    """Seconds in the compiler before the runs."""
     pending: list[Any] = field(default_factory=list)
 
     @property
@@ -122,9 +122,8 @@ def train_together(
             except BusyError as error:
                 busy[seed] = error
                 continue
-            record = devices.on_first(partial(getattr, folder, "result"))
-            if devices.any_process(record is not None):
-                records[seed] = record or {}
+            if devices.any_process(folder.result is not None):
+                records[seed] = folder.result or {}
             else:
                 members.append(stack.enter_context(closing(_open(experiment.train, task, seed, config, folder))))
         for step in sorted({int(member.state.step) for member in members}):
@@ -167,15 +166,9 @@ def _train_group(
 
 def _loop(run: Run) -> None:
     began, before, options = time.monotonic(), run.seconds, run.options
-    bar = tqdm(
-        total=run.total_steps,
-        initial=run.step,
-        desc=f"{run.members[0].config['arm']['name']} seed {', '.join(str(member.seed) for member in run.members)}",
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.5,
-        disable=not devices.is_first(),
-    )
+    title = f"{run.members[0].config['arm']['name']} seed {', '.join(str(member.seed) for member in run.members)}"
+    silent = not devices.is_first()
+    bar = tqdm(total=run.total_steps, initial=run.step, desc=title, unit="step", dynamic_ncols=True, disable=silent)
     with bar, StopRequest() as request:
         while run.step < run.total_steps:
             _advance(run, bar)
@@ -275,20 +268,17 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
 
 def _save(run: Run, rows: list[dict[str, Any]] | None) -> None:
     """Saves every run. It checks the states first: an update can overflow although its loss is finite."""
-    best = f"val_{run.task.best}"
+    best, extra = f"val_{run.task.best}", {"seconds": round(run.seconds, 3)}
     states, positions = run.stepper.states(), run.stepper.positions()
     for i, (member, state, position) in enumerate(zip(run.members, states, positions, strict=True)):
         trees = state.variables | {"opt_state": state.opt_state, "ema": state.ema}
         paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(trees), strict=True)
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-        finite = dict(zip(names, jax.device_get(_finite(list(leaves))), strict=True))
-        _check_finite({k: 0.0 if ok else np.nan for k, ok in finite.items()} | {"step": run.step}, member)
-        member.checkpointer.save(
-            state,
-            data=position,
-            metrics=None if rows is None else {best: rows[i][best]},
-            extra={"seconds": round(run.seconds, 3)},
-        )
+        finite = jax.device_get(_finite(list(leaves)))
+        sums = {name: 0.0 if ok else np.nan for name, ok in zip(names, finite, strict=True)}
+        _check_finite(sums | {"step": run.step}, member)
+        metrics = None if rows is None else {best: rows[i][best]}
+        member.checkpointer.save(state, data=position, metrics=metrics, extra=extra)
 
 
 def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +290,10 @@ def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, 
         state = member.checkpointer.restore(state, best).state
         epoch = next(row for row in member.log.epochs if row["step"] == best)
     each = run.seconds / len(run.members)
-    times = {"minutes": round(each / 60, 3), "compile_seconds": round(run.clock.seconds / len(run.members), 2)}
+    times = {
+        "minutes": round(each / 60, 3),
+        "compile_seconds": round((devices.compile_seconds() - run.compiling) / len(run.members), 2),
+    }
     together = {"seeds_together": [m.seed for m in run.members]} if len(run.members) > 1 else {}
     gates = {k: np.round(v, 6).tolist() for k, v in jax.device_get(fsg.gate_values(_evaluated(state))).items()}
     counts = fsg.count_parameters(state.trainable)

@@ -26,7 +26,7 @@ from experiments.errors import NotFiniteError, StopRequested, UserError, run_mai
 from experiments.run_folder import claim_folder, writing_to
 from experiments.run_log import EPOCHS
 from experiments.search import TRIALS, ClaimedTrial, Search, make_pruner
-from experiments.space import choose, resolve
+from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
 from experiments.task import make_task
 from experiments.train import OnEpoch, train
@@ -58,13 +58,14 @@ def tune(args: TuneArgs) -> list[dict[str, Any]]:
     if jax.process_count() > 1:
         raise UserError("a search runs in one process; start several alone, with --resume, to share its trials")
     experiment = change(args.experiment, {"train.test_on": "none"})
-    space = resolve(choose(SPACES[experiment.name], args.space, args.only), experiment)
+    ranges = choose(SPACES[experiment.name], args.space, args.only)
+    space = {key: resolve(key, text, experiment) for key, text in ranges.items()}
     gates = [key for key in space if key.startswith("gate.")]
     if gates and get_arm(args.arm).gate == "none":
         raise UserError(f"--space {gates[0]}: the arm {args.arm} has no gates")
     task = make_task(experiment, args.arm)
     config: dict[str, Any] = {"seeds": args.seeds, "pruner": args.pruner, "sampler_seed": args.sampler_seed}
-    config["space"] = {key: str(domain) for key, domain in space.items()}
+    config["space"] = {key: spell(found) for key, found in space.items()}
     claim_folder(args.out / CONFIG, describe(experiment, args.arm) | {"search": config}, "search", resume=args.resume)
     own = {key: flatten(asdict(experiment))[key] for key in space}
     pruner = make_pruner(args.pruner, experiment.train.epochs)

@@ -18,13 +18,13 @@ from experiments.cli import AblateArgs, TuneArgs, overrides, parse
 from experiments.config import change
 from experiments.configs import CONFIGS, SPACES
 from experiments.errors import StopRequested, UserError, run_main
-from experiments.space import Choice, Range, Space, choose, resolve
+from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
 from experiments.train import train
 
 ROOT = Path(__file__).parent.parent
 LR = "optimizer.learning_rate"
-RATE: Space = {"optimizer.learning_rate": Range(0.01, 0.1, log=True)}
+RATE = {LR: "0.01:0.1:log"}
 
 
 def plan(*space: str, **options: Any) -> TuneArgs:
@@ -196,7 +196,7 @@ BAD_SPACES = [
     ([f"{LR}=1:2:3"], "--space optimizer.learning_rate=1:2:3: expected KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=VALUE"),
     (["0.1:0.2"], "--space 0.1:0.2: expected KEY=LOW:HIGH"),
     ([f"{LR}=0.1:0.01"], "expected LOW below HIGH, both finite"),
-    ([f"{LR}=0:0.1:log"], "expected LOW below HIGH, both finite numbers, above 0"),
+    ([f"{LR}=0:0.1:log"], "expected LOW below HIGH, both finite, above 0"),
     ([f"{LR}=a,b"], "optimizer.learning_rate: expected float, found 'a'"),
     (
         [f"{LR}=0.1:0.2"],
@@ -244,7 +244,9 @@ def test_bad_plan(tmp_path):
     ):
         with pytest.raises((UserError, ValueError), match=message):
             search_in(replace(plan(), **options), tmp_path / "out")
-    with pytest.raises(UserError, match=r"--only train\.epochs: no range of it is known; give --space train\.epochs="):
+    with pytest.raises(
+        UserError, match=r"--only train\.epochs: expected --space train\.epochs=\.\.\. too, or one of opt"
+    ):
         choose(RATE, [], ["train.epochs"])
     assert not (tmp_path / "out").exists()
 
@@ -252,19 +254,22 @@ def test_bad_plan(tmp_path):
 def test_spaces_of_the_command_line():
     space = choose(RATE, ["train.ema-decay=None,0.9", "model.width=8:64:log"], [])
     assert list(space) == [LR, "train.ema_decay", "model.width"]
-    assert space["train.ema_decay"] == Choice((None, 0.9))
-    assert choose(space, [f"{LR}=0.02:1"], ["optimizer.learning-rate"]) == {LR: Range(0.02, 1)}
-    typed = resolve(space, CONFIGS["digits"][0])
-    assert typed["model.width"] == Range(8, 64, log=True)
-    sampled = optuna.create_study().ask()
-    assert {type(domain.suggest(sampled, key)) for key, domain in typed.items()} <= {float, int, type(None)}
+    assert choose(space, [f"{LR}=0.02:1"], ["optimizer.learning-rate"]) == {LR: "0.02:1"}
+    typed = {key: resolve(key, text, CONFIGS["digits"][0]) for key, text in space.items()}
+    assert typed["train.ema_decay"] == optuna.distributions.CategoricalDistribution((None, 0.9))
+    assert typed["model.width"] == optuna.distributions.IntDistribution(8, 64, log=True)
+    assert resolve("optimizer.warmup_epochs", "0:2", CONFIGS["digits"][0]) == optuna.distributions.FloatDistribution(
+        0, 2
+    )
+    assert [spell(found) for found in typed.values()] == list(space.values())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_in_its_space(name):
     experiment = CONFIGS[name][0]
-    assert resolve(SPACES[name], experiment) == SPACES[name]
-    changed = change(experiment, {key: domain.values[-1] for key, domain in SPACES[name].items()})
+    space = {key: resolve(key, text, experiment) for key, text in SPACES[name].items()}
+    last = {k: found.choices[-1] if hasattr(found, "choices") else found.high for k, found in space.items()}
+    changed = change(experiment, last)
     assert (
         parse(AblateArgs, "experiments.ablate", [name, "--out", "x", *overrides(changed).split()]).experiment == changed
     )

@@ -12,12 +12,11 @@ from experiments.configs import (
     polyp_phantom,
     polyps,
 )
-from experiments.space import Space
 
 _MODULES: tuple[Any, ...] = (
     *(digits, cifar100_resnet18, cifar100_resnet18_strong, cifar100_vit_tiny, cifar100_speedrun),
     *(polyps, polyp_phantom),
 )
 CONFIGS: dict[str, tuple[BaseExperiment, str]] = {m.CONFIG.name: (m.CONFIG, m.__doc__ or "") for m in _MODULES}
-SPACES: dict[str, Space] = {m.CONFIG.name: m.SPACE for m in _MODULES}
-"""What a search varies around each of them."""
+SPACES: dict[str, dict[str, str]] = {m.CONFIG.name: m.SPACE for m in _MODULES}
+"""What a search varies around each of them; see `experiments.space`."""

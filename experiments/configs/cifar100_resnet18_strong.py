@@ -10,7 +10,6 @@ batch 1,000, 4 seeds, all 50,000 images). Chosen from published recipes: not tun
 """
 
 from experiments.config import Data, Experiment, Gate, Optimizer, ResNet, Train
-from experiments.space import Choice, Range, Space
 
 CONFIG = Experiment(
     name="cifar100_resnet18_strong",
@@ -21,12 +20,12 @@ CONFIG = Experiment(
     train=Train(epochs=200, batch_size=128, dtype="bfloat16", ema_decay=0.999),
 )
 
-SPACE: Space = {
-    "optimizer.learning_rate": Range(0.02, 0.5, log=True),
-    "optimizer.weight_decay": Range(1e-4, 2e-3, log=True),
-    "optimizer.warmup_epochs": Range(0.0, 15.0),
-    "optimizer.label_smoothing": Range(0.0, 0.2),
-    "data.mixup_alpha": Range(0.1, 1.0),
-    "train.ema_decay": Choice((None, 0.99, 0.999, 0.9995)),
-    "train.batch_size": Choice((64, 128, 256)),
+SPACE = {
+    "optimizer.learning_rate": "0.02:0.5:log",
+    "optimizer.weight_decay": "1e-4:2e-3:log",
+    "optimizer.warmup_epochs": "0.0:15.0",
+    "optimizer.label_smoothing": "0.0:0.2",
+    "data.mixup_alpha": "0.1:1.0",
+    "train.ema_decay": "None,0.99,0.999,0.9995",
+    "train.batch_size": "64,128,256",
 }

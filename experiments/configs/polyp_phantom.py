@@ -12,7 +12,6 @@ experiments/results/polyp_phantom.
 
 from experiments.config import Gate, Optimizer, Train
 from experiments.endoscopy.polyp_config import MultiStream, PolypData, PolypExperiment
-from experiments.space import Choice, Range, Space
 
 CONFIG = PolypExperiment(
     name="polyp_phantom",
@@ -23,10 +22,10 @@ CONFIG = PolypExperiment(
     train=Train(epochs=20, batch_size=16, eval_batch_size=64, test_on="best"),
 )
 
-SPACE: Space = {
-    "optimizer.learning_rate": Range(2e-4, 2e-2, log=True),
-    "optimizer.weight_decay": Range(1e-6, 1e-2, log=True),
-    "optimizer.warmup_epochs": Range(0.0, 5.0),
-    "model.hidden": Choice((16, 32, 64)),
-    "train.batch_size": Choice((8, 16, 32)),
+SPACE = {
+    "optimizer.learning_rate": "2e-4:2e-2:log",
+    "optimizer.weight_decay": "1e-6:1e-2:log",
+    "optimizer.warmup_epochs": "0.0:5.0",
+    "model.hidden": "16,32,64",
+    "train.batch_size": "8,16,32",
 }

@@ -15,7 +15,6 @@ at hand.
 
 from experiments.config import Gate, Optimizer, Train
 from experiments.endoscopy.polyp_config import PolypExperiment
-from experiments.space import Choice, Range, Space
 
 CONFIG = PolypExperiment(
     name="polyp_size",
@@ -25,10 +24,10 @@ CONFIG = PolypExperiment(
     train=Train(epochs=40, batch_size=32, eval_batch_size=64, dtype="bfloat16", test_on="best"),
 )
 
-SPACE: Space = {
-    "optimizer.learning_rate": Range(2e-5, 2e-3, log=True),
-    "optimizer.weight_decay": Range(1e-6, 1e-2, log=True),
-    "optimizer.warmup_epochs": Range(0.0, 5.0),
-    "data.frames_per_polyp": Choice((20, 40, 80)),
-    "train.batch_size": Choice((16, 32, 64)),
+SPACE = {
+    "optimizer.learning_rate": "2e-5:2e-3:log",
+    "optimizer.weight_decay": "1e-6:1e-2:log",
+    "optimizer.warmup_epochs": "0.0:5.0",
+    "data.frames_per_polyp": "20,40,80",
+    "train.batch_size": "16,32,64",
 }
