@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import devices
+from experiments.cli import AblateArgs, parse
 from experiments.config import ARMS, BaseExperiment, Variant, describe
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import summary_table, write_report
@@ -34,52 +35,29 @@ class Group(NamedTuple):
     """Folders by seed."""
 
 
-def ablate(
-    experiment: BaseExperiment,
-    arms: tuple[str, ...],
-    seeds: int,
-    out: Path,
-    *,
-    streams: tuple[str, ...] = (),
-    folds: tuple[int, ...] = (),
-    resume: bool = False,
-    together: int | None = None,
-) -> list[Any]:
-    """Trains what is not finished.
-
-    Args:
-      experiment: everything but the arm, the seed and the axes.
-      arms: names in `ARMS`.
-      seeds: number of seeds, from 0.
-      out: folder of the ablation.
-      streams: sets of streams, each joined with plus signs; none: those of the experiment.
-      folds: test folds; none: all.
-      resume: continue what is in `out`.
-      together: seeds that run in one program; None: what suits model and device.
-
-    Returns:
-      All records, which are also ``out/results.jsonl``.
+def ablate(args: AblateArgs) -> list[Any]:
+    """Trains what is not finished; all records, which are also ``out/results.jsonl``.
 
     Raises:
-      UserError: there is no arm, one is given twice, the experiment has no such axis, or `out` is not empty without
-        `resume` or holds another configuration, whose differing keys are named.
+      UserError: there is no arm, one is given twice, the experiment has no such axis, or ``out`` is not empty without
+        ``resume`` or holds another configuration, whose differing keys are named.
       ValueError, OSError: a run cannot start.
       NotFiniteError: after all other runs are finished, if some became NaN or Inf; they are named.
     """
+    arms, seeds = args.arms, args.experiment.default_seeds if args.seeds is None else args.seeds
     check_integer("--seeds", seeds, 1)
     if not arms or len(set(arms)) < len(arms):
         raise UserError(f"--arms: expected one or more distinct arms, found {' '.join(arms)}")
-    variants = experiment.variants(streams, folds)
+    variants = args.experiment.variants(args.streams, args.folds)
     tasks = [make_task(variant.experiment, arm) for fold in variants for variant in fold for arm in arms]
-    if together is None:
-        together = tasks[0].seeds_together
+    together = tasks[0].seeds_together if args.together is None else args.together
     check_integer("--together", together, 1)
-    devices.on_first(lambda: claim(experiment, out, resume))
+    devices.on_first(lambda: claim(args.experiment, args.out, args.resume))
     unfinished = Unfinished()
-    for group in schedule(variants, arms, seeds, together, out):
+    for group in schedule(variants, arms, seeds, together, args.out):
         _train_seeds(group, unfinished)
-        devices.on_first(lambda: collect(out))
-    records = devices.on_first(lambda: collect(out)) or []
+        devices.on_first(lambda: collect(args.out))
+    records = devices.on_first(lambda: collect(args.out)) or []
     unfinished.report()
     return records
 
@@ -186,15 +164,10 @@ def report(out: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    from experiments.cli import AblateArgs, parse
-
     args = parse(AblateArgs, "experiments.ablate")
-    experiment = args.experiment
-    seeds = experiment.default_seeds if args.seeds is None else args.seeds
-    axes: Any = {"streams": args.streams, "folds": args.folds}
     devices.start()
     try:
-        ablate(experiment, args.arms, seeds, args.out, **axes, resume=args.resume, together=args.together)
+        ablate(args)
     except NotFiniteError:
         devices.on_first(lambda: report(args.out))
         raise

@@ -242,12 +242,10 @@ def _write_steps(run: Run) -> None:
 
 
 def _check_finite(values: dict[str, Any], member: Member) -> None:
-    bad = sorted(k for k, v in values.items() if not np.isfinite(v).all())
-    if bad:
+    if bad := sorted(k for k, v in values.items() if not np.isfinite(v).all()):
         names = ", ".join(bad[:3]) + f" and {len(bad) - 3} more" * (len(bad) > 3)
-        raise NotFiniteError(
-            f"seed {member.seed}: {names} became NaN or Inf at step {values['step']}; the last good checkpoint is kept"
-        )
+        where = f"seed {member.seed}: {names} became NaN or Inf at step {values['step']}"
+        raise NotFiniteError(f"{where}; the last good checkpoint is kept")
 
 
 def _end_of_epoch(run: Run) -> list[dict[str, Any]]:
@@ -289,11 +287,8 @@ def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, 
         best = member.checkpointer.best_step()
         state = member.checkpointer.restore(state, best).state
         epoch = next(row for row in member.log.epochs if row["step"] == best)
-    each = run.seconds / len(run.members)
-    times = {
-        "minutes": round(each / 60, 3),
-        "compile_seconds": round((devices.compile_seconds() - run.compiling) / len(run.members), 2),
-    }
+    each, compiling = 1 / len(run.members), devices.compile_seconds() - run.compiling
+    times = {"minutes": round(each * run.seconds / 60, 3), "compile_seconds": round(each * compiling, 2)}
     together = {"seeds_together": [m.seed for m in run.members]} if len(run.members) > 1 else {}
     gates = {k: np.round(v, 6).tolist() for k, v in jax.device_get(fsg.gate_values(_evaluated(state))).items()}
     counts = fsg.count_parameters(state.trainable)

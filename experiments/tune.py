@@ -47,12 +47,8 @@ def tune(args: TuneArgs) -> list[dict[str, Any]]:
         ``resume`` or holds another search.
       StopRequested: the user asked to stop; everything is saved.
     """
-    for option, value, low in (
-        ("trials", args.trials, 1),
-        ("seeds", args.seeds, 1),
-        ("sampler-seed", args.sampler_seed, 0),
-    ):
-        check_integer(f"--{option}", value, low)
+    for option, low in {"trials": 1, "seeds": 1, "sampler_seed": 0}.items():
+        check_integer(f"--{option.replace('_', '-')}", getattr(args, option), low)
     if args.experiment.name not in SPACES:
         raise UserError(f"--name: expected the name of a configuration, found {args.experiment.name!r}")
     if jax.process_count() > 1:

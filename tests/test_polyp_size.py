@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny
 
 from experiments import tune
-from experiments.ablate import ablate, schedule
+from experiments.ablate import schedule
 from experiments.cli import AblateArgs, TuneArgs, parse
 from experiments.config import change
 from experiments.configs import CONFIGS
@@ -206,7 +207,7 @@ def test_all_folds_arms_and_streams_are_planned(folders):
     (only,) = config.variants((), (1,))
     assert [(v.experiment.data.fold, v.folder, v.prefix) for v in only] == [(1, "rgb", "fold-1-")]
     with pytest.raises(ValueError, match="unknown arm 'fgs'"):
-        ablate(config, ("fgs",), 1, Path("out"))
+        tiny.ablation(config, ("fgs",), 1, Path("out"))
 
 
 def test_options_of_polyps():
@@ -225,7 +226,7 @@ def test_options_of_polyps():
 def test_polyps_are_ablated_and_searched(folders, tmp_path):
     """The front door: the same commands as for images."""
     config = change(experiment(folders["sun"]), {"train.epochs": 1, "optimizer.warmup_epochs": 0.0})
-    (record,) = ablate(config, ("fsg_gr",), 1, tmp_path / "ablation", streams=("mask",), folds=(2,))
+    (record,) = tiny.ablation(config, ("fsg_gr",), 1, tmp_path / "ablation", streams=("mask",), folds=(2,))
     assert (record["streams"], record["fold"], record["seed"]) == (["mask"], 2, 0)
     assert record["predictions"] == "mask/fsg_gr/fold-2-seed-0/predictions.parquet"
     assert (tmp_path / "ablation" / record["predictions"]).exists()

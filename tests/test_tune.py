@@ -285,10 +285,8 @@ def test_overrides_of_every_type():
 
 
 def test_an_ablation_of_what_is_not_tested_is_refused(tmp_path):
-    from experiments.ablate import ablate
-
     with pytest.raises(UserError, match=r"train\.test_on: expected last or best"):
-        ablate(tiny.digits(train={"test_on": "none"}), ("baseline",), 1, tmp_path / "out")
+        tiny.ablation(tiny.digits(train={"test_on": "none"}), ("baseline",), 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -72,18 +72,15 @@ def load_cohort(config: PolypData) -> Cohort:
     polyps = [[rows for rows in everything if role[rows[0]] == number] for number in range(3)]
     validation = sample_fixed(polyps[1], config.validation_frames)
     test = sample_fixed(polyps[2], config.test_frames)
+    unmatched = {
+        "boxes without a fold": int((~listed).sum()),
+        "polyps with a fold and no box": len(folds.fold_of.keys() - set(keys)),
+    }
+    counts = [count._asdict() for count in group_counts(table.take(kept), folds)]
     info = {
         "synthetic": any(table.column("synthetic").to_pylist()),
-        "data": describe_data(config, table)
-        | {
-            "boxes without a fold": int((~listed).sum()),
-            "polyps with a fold and no box": len(folds.fold_of.keys() - set(keys)),
-        },
-        "split": {
-            "group": folds.group,
-            "num_folds": folds.num_folds,
-            "counts": [count._asdict() for count in group_counts(table.take(kept), folds)],
-        },
+        "data": describe_data(config, table) | unmatched,
+        "split": {"group": folds.group, "num_folds": folds.num_folds, "counts": counts},
         "shared": parts.shared._asdict(),
         "num_polyps": {name: len(found) for name, found in zip(ROLES, polyps, strict=True)},
         "num_frames": {"train": int((role == 0).sum()), "validation": len(validation), "test": len(test)},
@@ -144,9 +141,11 @@ def open_source(config: PolypData, depth: bool) -> FrameSource | CachedSource:
     """
     if depth and config.depth_root is None:
         raise ValueError("data.depth_root: expected depth maps, for the stream 'depth' needs them, found None")
-    if config.cache is not None:
-        return _open_cache(config.cache, config.index, config.frame_size, config.keep_aspect, config.depth_root, depth)
-    return _open_frames(config.index, config.frame_size, config.keep_aspect, config.depth_root if depth else None)
+    # A cache with depth maps also serves runs without them.
+    depth = depth or (config.cache is not None and read_manifest(config.cache).depth)
+    root = config.depth_root if depth else None
+    frames = _open_frames(config.index, config.frame_size, config.keep_aspect, root)
+    return frames if config.cache is None else _open_cache(config.cache, frames)
 
 
 @cache
@@ -157,13 +156,7 @@ def _open_frames(index: tuple[Path, ...], size: int, keep_aspect: bool, depth_ro
     return FrameSource(table, roots, size, keep_aspect=keep_aspect, depth_root=depth_root)
 
 
-@cache
-def _open_cache(
-    path: Path, index: tuple[Path, ...], size: int, keep_aspect: bool, depth_root: Path | None, depth: bool
-) -> CachedSource:
-    """A cache with depth maps also serves runs without them."""
-    with_depth = depth or read_manifest(path).depth
-    return CachedSource(path, _open_frames(index, size, keep_aspect, depth_root if with_depth else None))
+_open_cache = cache(CachedSource)
 
 
 def read_rows(source: FrameSource | CachedSource, rows: Rows) -> dict[str, np.ndarray]:

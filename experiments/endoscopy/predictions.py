@@ -48,18 +48,18 @@ def predict(predictor: Predictor, batches: Iterable[dict[str, np.ndarray]], tabl
 
 def summarise(table: pa.Table, target: SizeTarget) -> dict[str, float]:
     """The mean loss, and metrics of frames and (``polyp_``) of polyps, except those of classes that do not occur."""
-    loss = {"loss": float(table.column("loss").to_numpy().mean())}
-    truth = table.column("size_mm").to_numpy().astype(np.float64)
-    polyp = polyp_names(table)
+    truth, polyp = _floats(table, "size_mm"), polyp_names(table)
     if target.scheme is None:
-        predicted = table.column("predicted_mm").to_numpy().astype(np.float64)
+        predicted = _floats(table, "predicted_mm")
         frames = sizing.regression_metrics(truth, predicted)
-        polyps = sizing.aggregate_sizes(polyp, truth, predicted)
-        return loss | frames | _of_polyps(sizing.regression_metrics(polyps.size_mm, polyps.predicted_mm))
-    names = target.scheme.columns
-    columns = {name: table.column(name).to_numpy().astype(np.float64) for name in names}
-    _, sizes, _, means = sizing.aggregate_probabilities(polyp, truth, columns)
-    return loss | _classes(truth, columns, target) | _of_polyps(_classes(sizes, means, target))
+        found = sizing.aggregate_sizes(polyp, truth, predicted)
+        polyps = sizing.regression_metrics(found.size_mm, found.predicted_mm)
+    else:
+        columns = {name: _floats(table, name) for name in target.scheme.columns}
+        _, sizes, _, means = sizing.aggregate_probabilities(polyp, truth, columns)
+        frames, polyps = _classes(truth, columns, target.scheme), _classes(sizes, means, target.scheme)
+    loss = float(table.column("loss").to_numpy().mean())
+    return {"loss": loss} | frames | {f"polyp_{name}": value for name, value in polyps.items()}
 
 
 def with_baselines(table: pa.Table, cohort: Cohort) -> pa.Table:
@@ -69,7 +69,7 @@ def with_baselines(table: pa.Table, cohort: Cohort) -> pa.Table:
     the log of the box's share of the frame.
     """
     train = cohort.table.take(np.concatenate(cohort.polyps))
-    sizes, names = train.column("size_mm").to_numpy().astype(np.float64), polyp_names(train)
+    sizes, names = _floats(train, "size_mm"), polyp_names(train)
     predictors = {"mean": sizing.fit_mean(sizes, names), "box_area": sizing.fit_box_area(sizes, _areas(train), names)}
     for name, predictor in predictors.items():
         table = table.append_column(f"baseline_{name}_mm", pa.array(predictor(_areas(table)), pa.float64()))
@@ -94,13 +94,11 @@ def write_predictions(folder: Path, table: pa.Table, fold: int) -> None:
         pq.write_table(table, temporary)
 
 
-def _of_polyps(metrics: dict[str, float]) -> dict[str, float]:
-    return {f"polyp_{name}": value for name, value in metrics.items()}
+def _floats(table: pa.Table, name: str) -> np.ndarray:
+    return table.column(name).to_numpy().astype(np.float64)
 
 
-def _classes(truth: np.ndarray, columns: dict[str, Any], target: SizeTarget) -> dict[str, float]:
-    assert target.scheme is not None
+def _classes(truth: np.ndarray, columns: dict[str, Any], scheme: Any) -> dict[str, float]:
     predicted = np.stack(list(columns.values())).argmax(0)
-    classes = np.asarray(sizing.class_of(truth, target.scheme))
-    metrics = sizing.classification_metrics(classes, predicted, target.scheme)
+    metrics = sizing.classification_metrics(np.asarray(sizing.class_of(truth, scheme)), predicted, scheme)
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
