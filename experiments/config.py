@@ -204,10 +204,10 @@ class BaseExperiment(ABC):
         Raises:
           UserError: the experiment does not have the axis.
         """
-        for axis, values in {"streams": streams, "folds": folds}.items():
-            if values:
-                found = " ".join(map(str, values))
-                raise UserError(f"--{axis}: expected none, for {self.name} has no {axis} to choose from, found {found}")
+        if streams or folds:
+            axis, values = ("streams", streams) if streams else ("folds", folds)
+            found = " ".join(map(str, values))
+            raise UserError(f"--{axis}: expected none, for {self.name} has no {axis} to choose from, found {found}")
         return [[Variant(self)]]
 
 
