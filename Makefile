@@ -26,7 +26,7 @@ demo-polyps: setup
 	$(BIN)/python -m experiments.phantom --out $(PHANTOM)/raw --layout real-colon --polyps 48 --frames 12
 	$(BIN)/python -m experiments.index real-colon $(PHANTOM)/raw --out $(PHANTOM)/index
 	$(BIN)/python -m experiments.split $(PHANTOM)/index --out $(PHANTOM)/splits.csv --folds 3
-	$(BIN)/python -m experiments.polyp_size polyp_phantom --data.index $(PHANTOM)/index --data.splits $(PHANTOM)/splits.csv \
+	$(BIN)/python -m experiments.ablate polyp_phantom --data.index $(PHANTOM)/index --data.splits $(PHANTOM)/splits.csv \
 	  --streams mask --arms baseline fsg_gr --train.epochs 15 --out $(PHANTOM)/runs --resume
 
 test: setup

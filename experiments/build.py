@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,54 +12,71 @@ import optax
 
 import fsg_jax as fsg
 from experiments import devices
-from experiments.config import Arm, Gate, Optimizer, Train
+from experiments.config import Arm, BaseExperiment, Gate, Optimizer, Train
 from fsg_jax.typing import Key, Loss, Transform
 
 
-def make_step(experiment: Any, arm: Arm, loss: Loss, *, transform: Transform, **options: Any) -> fsg.TrainStep:
-    """The training step of an arm, not yet jitted; `options` are further ones of `fsg_jax.make_train_step`."""
-    penalty = fsg.gate_penalty("l0", experiment.gate.l0_weight, reduction="mean") if arm.l0_penalty else None
-    return fsg.make_train_step(
-        loss,
-        routing=arm.routing,
-        penalty=penalty,
-        gate_every=experiment.gate.every if arm.routing == "sequential" else 1,
-        accumulate=experiment.train.accumulate,
-        transform=transform,
-        jit=False,
-        **options,
-    )
+class Program(NamedTuple):
+    """What every task computes with."""
+
+    init: Callable[[Key], fsg.TrainState]
+    """The state at step 0, jitted."""
+    step: fsg.TrainStep
+    """The training step of the arm, not yet jitted."""
+    placement: devices.Placement
+    shardings: Any
+    """Where the leaves of the state lie; None on one device."""
 
 
-def jit_stream_step(step: fsg.TrainStep) -> fsg.TrainStep:
-    """`step` jitted, the state donated, its metrics with leading axes (runs, steps) of one each."""
+def make_program(
+    experiment: BaseExperiment,
+    arm: Arm,
+    steps_per_epoch: int,
+    model: nn.Module,
+    inputs: Any,
+    loss: Loss,
+    transform: Transform,
+    **options: Any,
+) -> Program:
+    """Puts model, optimizers and step of an arm together.
 
-    def stacked(state: fsg.TrainState, batch: Any) -> tuple[fsg.TrainState, Any]:
-        state, metrics = step(state, batch)
-        return state, jax.tree.map(lambda x: jnp.reshape(x, (1, 1, *x.shape)), metrics)
-
-    return jax.jit(stacked, donate_argnums=0)
-
-
-def make_init(
-    experiment: Any, arm: Arm, model: nn.Module, steps_per_epoch: int, inputs: Any
-) -> Callable[[Key], fsg.TrainState]:
-    """``init(key)``, jitted: the state at step 0. `inputs` is an example of what the model is given.
+    Args:
+      experiment: of which gate, optimizer and train are used.
+      arm: of the ablation.
+      steps_per_epoch: for the schedule.
+      model: from `make_model`.
+      inputs: an example of what the model is given.
+      loss: of the weights.
+      transform: of a batch.
+      options: further ones of `fsg_jax.make_train_step`.
 
     Raises:
       ValueError: the model does not fit the inputs, or its options are wrong.
     """
-    tx = make_optimizer(experiment, arm, steps_per_epoch)
-    init = jax.jit(lambda key: fsg.init_state(model, tx, key, inputs, ema_decay=experiment.train.ema_decay))
+    gate, train = experiment.gate, experiment.train
+    tx = make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
+    init = jax.jit(lambda key: fsg.init_state(model, tx, key, inputs, ema_decay=train.ema_decay))
     jax.eval_shape(init, jax.random.key(0))
-    return init
+    placement = devices.placement(train.fsdp, train.batch_size)
+    shardings = placement.shardings(init)
+    step = fsg.make_train_step(
+        loss,
+        routing=arm.routing,
+        penalty=fsg.gate_penalty("l0", gate.l0_weight, reduction="mean") if arm.l0_penalty else None,
+        gate_every=gate.every if arm.routing == "sequential" else 1,
+        accumulate=train.accumulate,
+        transform=transform,
+        jit=False,
+        shardings=shardings,
+        **options,
+    )
+    return Program(init, step, placement, shardings)
 
 
-def make_model(experiment: Any, arm: Arm, num_outputs: int, name: str, **options: Any) -> nn.Module:
+def make_model(gate: Gate, arm: Arm, dtype: str, num_outputs: int, name: str, **options: Any) -> nn.Module:
     """The model of an arm: the same for all arms but for the gate put into it."""
-    gate, dtype = make_gate(experiment.gate, arm), jnp.dtype(experiment.train.dtype)
     options = devices.model_options(name) | options
-    return fsg.create_model(name, num_classes=num_outputs, gate=gate, dtype=dtype, **options)
+    return fsg.create_model(name, num_classes=num_outputs, gate=make_gate(gate, arm), dtype=jnp.dtype(dtype), **options)
 
 
 def make_gate(config: Gate, arm: Arm) -> Any:
@@ -74,34 +91,31 @@ def make_gate(config: Gate, arm: Arm) -> Any:
     return partial(fsg.Gate, kind=arm.kind, logits_init=config.init, init_value=config.init_value)
 
 
-def make_optimizer(experiment: Any, arm: Arm, steps_per_epoch: int) -> Any:
+def make_optimizer(gate: Gate, config: Optimizer, train: Train, arm: Arm, steps_per_epoch: int) -> Any:
     """One optimizer for everything, or one for the weights and one for the gates."""
-    weights = weight_optimizer(experiment.optimizer, experiment.train, steps_per_epoch)
+    weights = weight_optimizer(config, train.epochs, steps_per_epoch)
     if arm.routing == "none":
         return weights
-    clip = [] if experiment.gate.clip is None else [optax.clip_by_global_norm(experiment.gate.clip)]
-    return fsg.routed(params=weights, gates=optax.chain(*clip, optax.adam(experiment.gate.learning_rate)))
+    return fsg.routed(params=weights, gates=optax.chain(*_clip(gate.clip), optax.adam(gate.learning_rate)))
 
 
-def make_schedule(config: Optimizer, train: Train, steps_per_epoch: int) -> optax.Schedule:
+def make_schedule(config: Optimizer, epochs: int, steps_per_epoch: int) -> optax.Schedule:
     """Linear warm-up to the peak, then a cosine or a straight line down to 0."""
-    total, warmup = train.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
+    total, warmup = epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, total)
     down = optax.linear_schedule(config.learning_rate, 0.0, total - warmup)
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1)), down], [warmup])
 
 
-def weight_optimizer(config: Optimizer, train: Train, steps_per_epoch: int) -> optax.GradientTransformation:
+def weight_optimizer(config: Optimizer, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """Clipping, weight decay of the weights alone, and the schedule."""
-    schedule = make_schedule(config, train, steps_per_epoch)
-    clip = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
+    schedule, clip = make_schedule(config, epochs, steps_per_epoch), _clip(config.clip)
     if config.name == "adamw":
-        return optax.chain(*clip, optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_weight))
-    decay = optax.add_decayed_weights(config.weight_decay, mask=is_weight)
+        return optax.chain(*clip, optax.adamw(schedule, weight_decay=config.weight_decay, mask=fsg.is_weight))
+    decay = optax.add_decayed_weights(config.weight_decay, mask=fsg.is_weight)
     return optax.chain(*clip, decay, optax.sgd(schedule, momentum=config.momentum, nesterov=True))
 
 
-def is_weight(tree: Any) -> Any:
-    """True at the leaves that are not gate logits."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != fsg.GATES, tree)
+def _clip(norm: float | None) -> list[optax.GradientTransformation]:
+    return [] if norm is None else [optax.clip_by_global_norm(norm)]

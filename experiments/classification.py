@@ -1,8 +1,8 @@
-"""Image classification: data, augmentation and judgement of the experiments on digits and CIFAR-100."""
+"""Image classification: data, augmentation and evaluation of the experiments on digits and CIFAR-100."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +11,13 @@ import numpy as np
 
 import fsg_jax as fsg
 from experiments import build, devices
-from experiments.checks import check
-from experiments.config import Data, Experiment, get_arm
-from experiments.errors import UserError
-from experiments.feed import Feed, ResidentFeed, StreamFeed
+from experiments.config import Arm, Data, Experiment, Train
+from experiments.stepper import DeviceStepper, MakeStepper, Order, States, Stepper, Streamed, streaming
 from experiments.task import Task
 from fsg_jax import augment, data
+from fsg_jax._checks import check_integer
 from fsg_jax.data.batches import BatchOrder, shuffled
-from fsg_jax.data.prefetch import Prefetch
+from fsg_jax.data.loader import gather
 from fsg_jax.data.resident import make_resident_steps, put_dataset
 from fsg_jax.typing import Transform
 
@@ -26,18 +25,18 @@ STATISTICS = {"digits": ((0.3053,), (0.3760,)), "cifar100": (data.CIFAR100_MEAN,
 
 
 class Splits(NamedTuple):
-    """Training and validation images; a network sees the test split in `Task.test` alone, once, at the end."""
+    """Training and validation images; a network sees the test split only in `Task.test`, once, at the end."""
 
     train: data.ImageDataset
     validation: data.ImageDataset
 
 
 UNSTORED = ("augment", "crop_padding", "cutout_size", "mixup_alpha", "cutmix_alpha", "workers", "resident")
-"""Settings of `Data` of what is done with images; configurations that differ in them alone share the images."""
+"""Settings of `Data` that do not tell which images there are; configurations that differ in no other share them."""
 
 
 def stored(config: Data) -> Data:
-    """`config` with the defaults of what does not tell which images there are."""
+    """`config` with the defaults of what is in `UNSTORED`."""
     plain = Data()
     return replace(config, **{name: getattr(plain, name) for name in UNSTORED})
 
@@ -52,7 +51,7 @@ def _load_split(config: Data, split: str) -> data.ImageDataset:
     if config.name == "digits":
         return data.load_digits(split)
     if config.path is None:
-        raise ValueError("data.path is not set: give the CIFAR-100 folder, archive or .npz with --data.path")
+        raise ValueError("data.path: expected the CIFAR-100 folder, archive or .npz, found None")
     return data.load_cifar100(
         Path(config.path), split, source=config.source, checksum=config.checksum, download=config.download
     )
@@ -66,127 +65,105 @@ def load_splits(config: Data) -> Splits:
 @cache
 def _load_splits(config: Data) -> Splits:
     everything = load_split(config, "train")
-    if config.validation >= len(everything):
-        raise ValueError(f"data.validation is {config.validation}, but there are only {len(everything)} images")
+    check_integer("data.validation", config.validation, 1, len(everything) - 1)
     rest, held_out = data.stratified_holdout(everything.labels, config.validation)
     train = everything.take(rest)
-    wanted = len(train) if config.num_train is None else config.num_train
-    if wanted > len(train):
-        raise ValueError(f"data.num_train is {wanted}, but only {len(train)} training images are left")
-    if wanted < len(train):
-        train = train.take(data.stratified_holdout(train.labels, wanted)[1])
+    if config.num_train is not None:
+        check_integer("data.num_train", config.num_train, 1, len(train))
+        if config.num_train < len(train):
+            train = train.take(data.stratified_holdout(train.labels, config.num_train)[1])
     return Splits(train, everything.take(held_out))
 
 
-@lru_cache(maxsize=8)
-def make_task(experiment: Experiment, arm_name: str) -> Task:
-    """The jitted functions of one arm, and its data; the last few are kept, for other seeds.
+def make_task(experiment: Experiment, arm: Arm) -> Task:
+    """The task of one arm; see `experiments.task.make_task`.
 
-    Raises:
-      ValueError, OSError: what a run cannot start with, the test files included unless nothing is tested: a run does
-        not fail at its end.
+    The test files are read too unless nothing is tested, so that a run does not fail at its end.
     """
-    arm = get_arm(arm_name)
-    check(experiment)
-    test = None if experiment.train.test_on == "none" else load_split(experiment.data, "test")
-    splits = load_splits(experiment.data)
-    order = batch_order(experiment, 0)
-    inputs = np.zeros((1, *splits.train.images.shape[1:]), np.float32)
-    model = build.make_model(experiment, arm, splits.train.num_classes, **vars(experiment.model))
-    init = build.make_init(experiment, arm, model, order.steps_per_epoch, inputs)
-    loss = fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing)
-    transform = train_transform(experiment.data, splits.train.num_classes)
-    placement = devices.placement(experiment.train.fsdp, experiment.train.batch_size)
-    shardings = placement.shardings(init)
-    step = build.make_step(experiment, arm, loss, transform=transform, shardings=shardings)
-    evaluate = partial(_evaluate, experiment, _eval_step(experiment, shardings))
+    config, train = experiment.data, experiment.train
+    test = None if train.test_on == "none" else load_split(config, "test")
+    splits = load_splits(config)
+    num_train, classes = len(splits.train), splits.train.num_classes
+    order = partial(batch_order, num_train, train.batch_size)
+    program = build.make_program(
+        experiment,
+        arm,
+        order(0).steps_per_epoch,
+        build.make_model(experiment.gate, arm, train.dtype, classes, **vars(experiment.model)),
+        np.zeros((1, *splits.train.images.shape[1:]), np.float32),
+        fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing),
+        train_transform(config, classes),
+    )
+    name = experiment.model.name
+    resident = devices.choose(config.resident, accelerator="yes", cpu="no") == "yes"
+    if resident:
+        make_stepper = on_device(program, config, train, order, devices.seed_mode(name))
+    else:
+        streamed = Streamed(order, partial(gather, splits.train), config.workers)
+        make_stepper = streaming(program.step, streamed, program.placement)
+    normalize, ema = augment.normalize(*STATISTICS[config.name]), train.ema_decay is not None
+    loss, where = fsg.losses.cross_entropy, program.shardings
+    eval_step = fsg.make_eval_step(loss, transform=normalize, ema=ema, shardings=where)
+    evaluate = partial(_evaluate, eval_step, program.placement, train.eval_batch_size)
+    info = {"num_train": num_train, "num_validation": len(splits.validation)}
+    info |= {"dropped_per_epoch": order(0).dropped_per_epoch} | ({} if test is None else {"num_test": len(test)})
     return Task(
-        init=init,
-        make_feed=feed_maker(experiment, step, splits.train, placement),
-        steps_per_epoch=order.steps_per_epoch,
+        init=program.init,
+        placement=program.placement,
+        make_stepper=make_stepper,
+        steps_per_epoch=order(0).steps_per_epoch,
         step_metrics=("loss", "accuracy"),
         validate=partial(evaluate, splits.validation),
         best="accuracy",
         smallest=False,
-        test=lambda state, _: {"test": evaluate(load_split(experiment.data, "test"), state)},
-        facts={
-            "num_train": len(splits.train),
-            "num_validation": len(splits.validation),
-            "dropped_per_epoch": order.dropped_per_epoch,
-        }
-        | ({} if test is None else {"num_test": len(test)}),
+        test=lambda state, _: {"test": evaluate(load_split(config, "test"), state)},
+        info=info,
+        seeds_together=devices.seeds_together(name) if resident else 1,
     )
 
 
-def batch_order(experiment: Experiment, seed: int) -> BatchOrder:
+def batch_order(num_train: int, batch_size: int, seed: int) -> BatchOrder:
     """The order of a run's batches, whichever path reads them."""
-    n, size = len(load_splits(experiment.data).train), experiment.train.batch_size
-    if size > n:
-        raise ValueError(f"train.batch_size is {size}, but there are only {n} training images")
-    return shuffled(n, size, seed)
+    check_integer("train.batch_size", batch_size, 1, num_train)
+    return shuffled(num_train, batch_size, seed)
 
 
-def feed_maker(
-    experiment: Experiment, step: fsg.TrainStep, train: data.ImageDataset, placement: devices.Placement
-) -> Any:
-    """``make_feed(seeds, states)``, on the device-resident path or the streaming one; compiles nothing yet."""
-    options = experiment.train
-    resident = devices.is_resident(experiment.data.resident)
-    dispatch = devices.choose(options.dispatch, accelerator="scan", cpu="loop")
-    steps = cache(lambda mode: make_resident_steps(step, dispatch, seeds=mode))
-    stream = build.jit_stream_step(step)
+def on_device(program: build.Program, config: Data, train: Train, order: Order, seed_mode: str) -> MakeStepper:
+    """Steppers on images in device memory; compiles nothing yet."""
+    dispatch = devices.choose(train.dispatch, accelerator="scan", cpu="loop")
+    compiled = cache(lambda mode: make_resident_steps(program.step, dispatch, seeds=mode))
 
-    def make_feed(seeds: Sequence[int], states: Sequence[fsg.TrainState]) -> Feed:
-        if resident:
-            orders = [batch_order(experiment, seed) for seed in seeds]
-            mode = devices.seed_mode(experiment.model) if len(seeds) > 1 else None
-            most = options.log_every if dispatch == "scan" else 1
-            arrays = on_device(stored(experiment.data), placement)
-            return ResidentFeed(steps(mode), arrays, orders, states, placement.put_rows, most)
-        if len(seeds) > 1:
-            raise UserError("several seeds in one program need --data.resident yes; or run them apart, --together 1")
-        (seed,), (state,) = seeds, states
-        loader = data.make_loader(
-            train,
-            options.batch_size,
-            seed=seed,
-            workers=experiment.data.workers,
-            start=int(state.step),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+    def make_stepper(seeds: Sequence[int], states: States) -> Stepper:
+        return DeviceStepper(
+            compiled(seed_mode if len(seeds) > 1 else None),
+            put_images(stored(config), program.placement),
+            [order(seed) for seed in seeds],
+            states,
+            program.placement.put_rows,
+            train.log_every if dispatch == "scan" else 1,
         )
-        return StreamFeed(stream, Prefetch(iter(loader), placement.put_batch), state)
 
-    return make_feed
+    return make_stepper
 
 
 @cache
-def on_device(config: Data, placement: devices.Placement) -> dict[str, jax.Array]:
+def put_images(config: Data, placement: devices.Placement) -> dict[str, jax.Array]:
     """The training images on the devices, once for all arms."""
     return put_dataset(load_splits(config).train, placement.replicated)
 
 
-def _eval_step(experiment: Experiment, shardings: Any) -> fsg.EvalStep:
-    return fsg.make_eval_step(
-        fsg.losses.cross_entropy,
-        transform=augment.normalize(*STATISTICS[experiment.data.name]),
-        ema=experiment.train.ema_decay is not None,
-        shardings=shardings,
-    )
-
-
 def _evaluate(
-    experiment: Experiment, eval_step: fsg.EvalStep, dataset: data.ImageDataset, state: fsg.TrainState
+    eval_step: fsg.EvalStep,
+    placement: devices.Placement,
+    batch_size: int,
+    dataset: data.ImageDataset,
+    state: fsg.TrainState,
 ) -> dict[str, float]:
     """Mean loss and accuracy over every image of `dataset`, each counted once."""
-    rows = []
-    placement = devices.placement(experiment.train.fsdp, experiment.train.batch_size)
-    for batch in data.eval_batches(dataset, placement.round_up(min(experiment.train.eval_batch_size, len(dataset)))):
-        inputs = placement.put_whole({k: batch[k] for k in ("image", "label", "valid")})
-        rows.append(eval_step(state, inputs))
-    rows = jax.device_get(rows)
-    weights = [row["count"] for row in rows]
-    return {k: float(np.average([row[k] for row in rows], weights=weights)) for k in ("loss", "accuracy")}
+    batches = data.eval_batches(dataset, placement.round_up(min(batch_size, len(dataset))))
+    inputs = (placement.put_whole({k: batch[k] for k in ("image", "label", "valid")}) for batch in batches)
+    means = fsg.evaluate(eval_step, state, inputs)
+    return {name: means[name] for name in ("loss", "accuracy")}
 
 
 def train_transform(config: Data, num_classes: int) -> Transform:

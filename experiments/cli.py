@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from experiments.config import ARMS, Experiment, flatten
+from experiments.config import ARMS, BaseExperiment, flatten
 from experiments.configs import CONFIGS
-from experiments.errors import UserError
+from fsg_jax._checks import look_up
 
 if TYPE_CHECKING:
     ArmName = str
@@ -22,7 +22,7 @@ else:
 class TrainArgs:
     """One arm, one seed."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Annotated[BaseExperiment, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run."""
     arm: ArmName = "baseline"
@@ -34,15 +34,19 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class AblateArgs:
-    """All arms, several seeds, compared in pairs."""
+    """All arms, several seeds, compared in pairs; for polyps also several sets of streams and folds."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Annotated[BaseExperiment, tyro.conf.arg(name="")]
     out: Path
     """Folder of the ablation: one folder a run, results.jsonl and the report."""
-    seeds: int = 3
-    """Number of seeds, from 0."""
+    seeds: int | None = None
+    """Number of seeds, from 0; None: 3, and 1 for polyps."""
     arms: tuple[ArmName, ...] = ("baseline", "fsg", "fsg_gr")
     """What the gates are and who moves them; ``baseline`` is what the others are compared with."""
+    streams: tuple[str, ...] = ()
+    """Polyps: sets of streams, each joined with plus signs: rgb mask+depth; none given: --model.streams."""
+    folds: tuple[int, ...] = ()
+    """Polyps: test folds; none given: all of the split file."""
     resume: bool = False
     """Continue the ablation in `out`; several processes may work on one folder."""
     together: int | None = None
@@ -51,9 +55,9 @@ class AblateArgs:
 
 @dataclass(frozen=True)
 class TuneArgs:
-    """Hyper-parameters of one arm, chosen on the validation images; the test split is not read."""
+    """Hyper-parameters of one arm, chosen on the validation split; the test split is not read."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Annotated[BaseExperiment, tyro.conf.arg(name="")]
     out: Path
     """Folder of the search: one folder a trial, trials.jsonl and tune.md."""
     arm: ArmName = "baseline"
@@ -81,16 +85,16 @@ def parse(kind: type[T], module: str, argv: list[str] | None = None) -> T:
     """`kind` filled from ``CONFIG --key value ...``; wrong options and ``--help`` exit as tyro does.
 
     Raises:
-      UserError: there is no such configuration.
+      ValueError: there is no such configuration.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-") and argv[0] not in CONFIGS:
-        raise UserError(f"no configuration is named {argv[0]!r}; there are {', '.join(CONFIGS)}")
+    if argv and not argv[0].startswith("-"):
+        look_up(CONFIGS, argv[0], "configuration")
     defaults = {name: (doc, kind(experiment=config, out=tyro.MISSING)) for name, (config, doc) in CONFIGS.items()}
     return tyro.extras.overridable_config_cli(defaults, prog=f"python -m {module}", args=argv)
 
 
-def overrides(experiment: Experiment) -> str:
+def overrides(experiment: BaseExperiment) -> str:
     """The options that make `experiment` of the configuration with its name, to be pasted into a shell."""
     default = flatten(asdict(CONFIGS[experiment.name][0]))
     options = [_option(k, v) for k, v in flatten(asdict(experiment)).items() if v != default.get(k)]

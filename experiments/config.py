@@ -1,15 +1,44 @@
-"""Typed experiment configuration: every knob is a field, with its default here and nowhere else."""
+"""Typed experiment configuration: every knob is a field, with its default and its range here and nowhere else."""
 
-from dataclasses import asdict, dataclass, field, replace
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
+from typing import get_type_hints as type_hints
 
+from experiments.errors import UserError
+from fsg_jax._checks import check_choice, check_integer, check_nonnegative, check_positive, check_rates, look_up
+
+if TYPE_CHECKING:
+    from experiments.task import Task
+
+
+def at_least(low: int) -> Callable[..., None]:
+    """A check that every value is an integer from `low` on."""
+
+    def check(**values: Any) -> None:
+        for name, value in values.items():
+            check_integer(name, value, low)
+
+    return check
+
+
+# What stands beside the type is called by `check`, with the key and the value.
+Count = Annotated[int, at_least(1)]
+NotNegative = Annotated[float, check_nonnegative]
+Positive = Annotated[float, check_positive]
+Share = Annotated[float, check_rates]
+OpenShare = Annotated[float, check_positive, check_rates]
+"""Above 0 and below 1."""
 Augmentation = Literal["crop", "flip", "cutout", "trivial", "mixup", "cutmix", "mixup_or_cutmix"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on."""
+    """The images that a classification is trained on."""
 
     name: Literal["digits", "cifar100"] = "cifar100"
     path: Path | None = None
@@ -19,16 +48,16 @@ class Data:
     """Compare an archive with the official MD5."""
     download: bool = False
     """Fetch the official archive into `path` if it is not there."""
-    validation: int = 5000
+    validation: Count = 5000
     """Images held out of the training split for validation, stratified and fixed."""
-    num_train: int | None = None
+    num_train: Count | None = None
     """Train on this many of the remaining images, stratified and fixed; None: all."""
     augment: tuple[Augmentation, ...] = ()
     crop_padding: int = 4
     cutout_size: int = 8
     mixup_alpha: float = 0.4
     cutmix_alpha: float = 1.0
-    workers: int = 0
+    workers: Annotated[int, at_least(0)] = 0
     """Grain worker processes; the batches do not depend on it."""
     resident: Literal["auto", "yes", "no"] = "auto"
     """Keep the training images on the device; auto: on an accelerator. The batches do not depend on it."""
@@ -63,15 +92,15 @@ class Gate:
 
     init: Literal["xavier", "he", "constant", "open"] = "xavier"
     init_value: float = 0.0
-    learning_rate: float = 1e-2
+    learning_rate: NotNegative = 1e-2
     """Adam, constant; the paper's CIFAR-100 setting is 1e-2."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Global-norm clipping of the gate gradients."""
-    every: int = 1
+    every: Count = 1
     """Run the gate pass of sequential routing at every k-th step."""
-    l0_weight: float = 1e-2
+    l0_weight: NotNegative = 1e-2
     """Weight of the mean expected L0 of the arm ``l0``."""
-    l0_open: float = 0.7
+    l0_open: OpenShare = 0.7
     """Probability-like opening at the start of the arm ``l0`` (1 - dropout rate in Louizos et al. 2018)."""
 
 
@@ -80,53 +109,43 @@ class Optimizer:
     """The optimizer of the weights (and of the gates too where an arm has one optimizer)."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
+    learning_rate: NotNegative = 0.1
     """Peak of the schedule."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How it falls to 0 after the linear warm-up; with a long warm-up, linear is the one-cycle schedule."""
-    warmup_epochs: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    warmup_epochs: NotNegative = 1.0
+    """Less than the epochs of training."""
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 5e-4
     """Of the weights, never of gate logits; L2 for sgd, decoupled for adamw."""
-    clip: float | None = None
-    label_smoothing: float = 0.0
+    clip: Positive | None = None
+    label_smoothing: Share = 0.0
 
 
 @dataclass(frozen=True)
 class Train:
     """Length, sizes and bookkeeping."""
 
-    epochs: int = 200
-    batch_size: int = 128
-    eval_batch_size: int = 500
-    accumulate: int = 1
+    epochs: Count = 200
+    batch_size: Count = 128
+    eval_batch_size: Count = 500
+    accumulate: Count = 1
+    """Parts of equal size into which a batch is split to save memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    ema_decay: float | None = None
+    ema_decay: OpenShare | None = None
     dispatch: Literal["auto", "loop", "scan"] = "auto"
     """Of data on the device: one program a step, or one for the steps between two writes of the log; auto: scan on an
     accelerator, loop on the CPU."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Devices over which large parameters are split; the batch is split over all devices in any case."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between writes of the log; every step is in it."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Count | None = None
     """Steps between checkpoints, beside the one at the end of every epoch."""
-    keep_last: int = 2
+    keep_last: Count = 2
     test_on: Literal["last", "best", "none"] = "last"
-    """Which weights are tested: the last, or those with the best validation accuracy; none: the test split is not
-    read, as while hyper-parameters are chosen."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment: everything but arm and seed."""
-
-    name: str
-    data: Data = field(default_factory=Data)
-    model: ResNet | ViT = field(default_factory=ResNet)
-    gate: Gate = field(default_factory=Gate)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    train: Train = field(default_factory=Train)
+    """Which weights are tested: the last, or those of the best epoch on the validation split; none: the test split is
+    not read, as while hyper-parameters are chosen."""
 
 
 @dataclass(frozen=True)
@@ -149,15 +168,106 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def get_arm(name: str) -> Arm:
-    """The arm of that name.
+class Variant(NamedTuple):
+    """A configuration at one point of the axes of an ablation; its runs lie in ``FOLDER/ARM/PREFIXseed-S``."""
+
+    experiment: "BaseExperiment"
+    folder: str = ""
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class BaseExperiment(ABC):
+    """What all experiments have: everything but arm and seed."""
+
+    name: str
+    data: Any
+    model: Any
+    gate: Gate = field(default_factory=Gate)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+
+    default_seeds: ClassVar[int] = 3
+    """Number of seeds of an ablation."""
+
+    @abstractmethod
+    def make_task(self, arm: Arm) -> "Task":
+        """What the training loop needs; called by `experiments.task.make_task`, which checks the configuration first.
+
+        Raises:
+          ValueError, OSError: a run cannot start with this configuration.
+        """
+
+    def variants(self, streams: tuple[str, ...], folds: tuple[int, ...]) -> list[list[Variant]]:
+        """The points of an ablation: a list for each fold, with a variant for each set of streams.
+
+        Raises:
+          UserError: the experiment does not have the axis.
+        """
+        if streams or folds:
+            axis, values = ("streams", streams) if streams else ("folds", folds)
+            found = " ".join(map(str, values))
+            raise UserError(f"--{axis}: expected none, for {self.name} has no {axis} to choose from, found {found}")
+        return [[Variant(self)]]
+
+
+@dataclass(frozen=True)
+class Experiment(BaseExperiment):
+    """One classification of images."""
+
+    data: Data = field(default_factory=Data)
+    model: ResNet | ViT = field(default_factory=ResNet)
+
+    def make_task(self, arm: Arm) -> "Task":
+        """See `BaseExperiment`."""
+        from experiments.classification import make_task
+
+        return make_task(self, arm)
+
+
+def check(experiment: BaseExperiment) -> None:
+    """Compares every value with its type and its range.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the key, what was expected, and what was found.
     """
-    if name not in ARMS:
-        raise ValueError(f"no arm is named {name!r}; there are {', '.join(ARMS)}")
-    return ARMS[name]
+    _check_value("", experiment, type(experiment))
+    train, warmup = experiment.train, experiment.optimizer.warmup_epochs
+    if train.batch_size % train.accumulate:
+        wanted = f"a multiple of train.accumulate, {train.accumulate}"
+        raise ValueError(f"train.batch_size: expected {wanted}, found {train.batch_size}")
+    if warmup >= train.epochs:
+        raise ValueError(f"optimizer.warmup_epochs: expected less than train.epochs, {train.epochs}, found {warmup}")
+
+
+def _check_value(key: str, value: Any, hint: Any) -> None:
+    kind, parts = get_origin(hint), get_args(hint)
+    if is_dataclass(value):
+        hints = type_hints(type(value), include_extras=True)
+        for name in (f.name for f in fields(value)):
+            _check_value(f"{key}.{name}".lstrip("."), getattr(value, name), hints[name])
+    elif kind is Annotated:
+        _check_value(key, value, parts[0])
+        for check_range in hint.__metadata__:
+            check_range(**{key: value})
+    elif kind in (Union, UnionType):
+        if value is not None:
+            _check_value(key, value, next(part for part in parts if part is not NoneType))
+    elif kind is Literal:
+        check_choice(key, value, parts)
+    elif kind is tuple and isinstance(value, tuple):
+        for i, element in enumerate(value):
+            _check_value(key, element, parts[0 if parts[-1] is ... else i])
+    else:
+        hint = kind or hint
+        right = (int, float) if hint is float else hint
+        if not isinstance(value, right) or (isinstance(value, bool) and hint is not bool):
+            raise ValueError(f"{key}: expected {hint.__name__}, found {value!r}")
+
+
+def get_arm(name: str) -> Arm:
+    """The arm of that name; a ValueError if there is none."""
+    return look_up(ARMS, name, "arm")
 
 
 def change(config: Any, values: dict[str, Any]) -> Any:
@@ -168,18 +278,14 @@ def change(config: Any, values: dict[str, Any]) -> Any:
     return config
 
 
-def describe(experiment: Any, arm: str, seed: int) -> dict[str, Any]:
-    """The resolved configuration of a run, JSON-able."""
-    config = asdict(experiment) | {"arm": {"name": arm} | asdict(get_arm(arm)), "seed": seed}
-    return {key: _jsonable(value) for key, value in config.items()}
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(v) for key, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_jsonable(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+def describe(experiment: BaseExperiment, arm: str | None = None, seed: int | None = None) -> dict[str, Any]:
+    """The resolved configuration of an ablation, of a search of an arm, or of a run, JSON-able."""
+    config = asdict(experiment)
+    if arm is not None:
+        config["arm"] = {"name": arm} | asdict(get_arm(arm))
+    if seed is not None:
+        config["seed"] = seed
+    return json.loads(json.dumps(config, default=str))
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import xla_flags
-from experiments.config import ResNet
-from experiments.errors import BusyError, UserError
+from experiments.errors import UserError
+from fsg_jax._files import BusyError
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.resnet import RESNETS
 from fsg_jax.training import sharding
@@ -73,13 +73,15 @@ def placement(fsdp: int, batch_size: int) -> Placement:
     """All devices of all processes.
 
     Raises:
-      UserError: the number of devices does not divide the batch, or `fsdp` not the number of devices.
+      UserError: the number of devices does not divide the batch, or `fsdp` does not divide the number of devices.
     """
     devices = jax.device_count()
     if devices % fsdp:
-        raise UserError(f"train.fsdp is {fsdp}; expected a divisor of the number of devices, {devices}")
+        raise UserError(f"train.fsdp: expected a divisor of the number of devices, {devices}, found {fsdp}")
     if batch_size % devices:
-        raise UserError(f"train.batch_size is {batch_size}; expected a multiple of the number of devices, {devices}")
+        raise UserError(
+            f"train.batch_size: expected a multiple of the number of devices, {devices}, found {batch_size}"
+        )
     if devices == 1:
         return Placement(None)
     return Placement(sharding.make_mesh(fsdp=fsdp))
@@ -92,9 +94,14 @@ def choose(setting: str, *, accelerator: str, cpu: str) -> str:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
-def seed_mode(model: Any) -> Any:
+def seed_mode(model: str) -> str:
     """How several seeds run in one program: convolutions do not gain from ``vmap``, which makes them grouped."""
-    return "map" if isinstance(model, ResNet) else "vmap"
+    return "map" if model in RESNETS else "vmap"
+
+
+def seeds_together(model: str) -> int:
+    """How many seeds on data in device memory run in one program: some for small ViTs on one accelerator."""
+    return 4 if model not in RESNETS and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
 
 
 def model_options(name: str) -> dict[str, Any]:
@@ -104,42 +111,24 @@ def model_options(name: str) -> dict[str, Any]:
     return {"conv": partial(nn.Conv, conv_general_dilated=conv_general_dilated)}
 
 
-def is_resident(setting: str) -> bool:
-    """Whether training data lie in device memory."""
-    return choose(setting, accelerator="yes", cpu="no") == "yes"
+_compiling = [0.0]
 
 
-def seeds_together(experiment: Any) -> int:
-    """How many seeds an ablation runs in one program unless it is told: some for small ViTs on one accelerator."""
-    small = not isinstance(experiment.model, ResNet) and is_resident(experiment.data.resident)
-    return 4 if small and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
+def compile_seconds() -> float:
+    """Seconds that this process has spent in the compiler until now."""
+    return sum(_compiling)
 
 
-class CompileClock:
-    """Seconds this process has spent in the compiler since the clock was made."""
-
-    _total = 0.0
-
-    def __init__(self) -> None:
-        self._start = CompileClock._total
-
-    @property
-    def seconds(self) -> float:
-        """Until now."""
-        return CompileClock._total - self._start
-
-    @staticmethod
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        """Given to `jax.monitoring`."""
-        if event == "/jax/core/compile/backend_compile_duration":
-            CompileClock._total += duration_secs
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiling.append(duration_secs)
 
 
-jax.monitoring.register_event_duration_secs_listener(CompileClock.listen)
+jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def start() -> None:
-    """What a command does first: flags for XLA, the other processes of a launcher, a cache of compiled programs.
+    """Prepares a command: flags for XLA, the other processes of a launcher, a cache of compiled programs.
 
     Programs are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder.
     """
@@ -165,18 +154,15 @@ def on_first(action: Callable[[], T]) -> T | None:
         return action()
     result: T | None = None
     error: Exception | None = None
-    if is_first():
-        try:
-            result = action()
-        except Exception as caught:
-            error = caught
-    outcome = (error is not None) + isinstance(error, BusyError)
-    outcome = int(multihost_utils.broadcast_one_to_all(np.asarray(outcome)))
+    try:
+        result = action() if is_first() else None
+    except Exception as caught:
+        error = caught
+    outcome = int(multihost_utils.broadcast_one_to_all(np.asarray((error is not None) + isinstance(error, BusyError))))
     if error is not None:
         raise error
     if outcome:
-        kind = BusyError if outcome == 2 else UserError
-        raise kind("process 0 could not go on; its own message says why")
+        raise (BusyError if outcome == 2 else UserError)("process 0 could not go on; its own message says why")
     return result
 
 

@@ -1,15 +1,14 @@
 """The log of one run: JSONL of every step and every epoch, and TensorBoard; exact across kill and resume."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from experiments.config import flatten
 from experiments.errors import UserError
-from experiments.run_folder import write_text
 from experiments.tensorboard import Scalars
+from fsg_jax._files import append_lines, write_text
 
 STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
@@ -20,8 +19,8 @@ class RunLog:
     Args:
       folder: of the run.
       step: of the checkpoint that is resumed, or 0.
-      means: metrics of the steps of which an epoch's row has the means.
-      write: False keeps rows in memory only, for all but one of several processes.
+      means: metrics of steps; the row of an epoch gets their means.
+      write: False keeps the rows in memory only, for all but one of several processes.
     """
 
     def __init__(self, folder: Path, step: int, means: tuple[str, ...], *, write: bool = True) -> None:
@@ -35,7 +34,7 @@ class RunLog:
         rows = list(rows)
         self._this_epoch += rows
         if self._write:
-            _append(self.folder / STEPS, rows)
+            append_lines(self.folder / STEPS, _dump(rows))
 
     def add_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row of an epoch, completed with the means of its steps; returned."""
@@ -45,7 +44,7 @@ class RunLog:
         self._this_epoch = []
         self.epochs.append(row)
         if self._writer is not None:
-            _append(self.folder / EPOCHS, [row])
+            append_lines(self.folder / EPOCHS, _dump([row]))
             self._writer.add({name.replace(".", "/"): value for name, value in flatten(row).items()}, row["step"])
         return row
 
@@ -55,11 +54,8 @@ class RunLog:
             self._writer.close()
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
+def _dump(rows: list[dict[str, Any]]) -> list[str]:
+    return [json.dumps(row) for row in rows]
 
 
 def _truncate(path: Path, step: int, write: bool) -> list[dict[str, Any]]:
@@ -69,7 +65,7 @@ def _truncate(path: Path, step: int, write: bool) -> list[dict[str, Any]]:
     rows = [row for i, line in enumerate(lines, 1) if (row := _parse(line, f"{path}, line {i}", i == len(lines)))]
     rows = [row for row in rows if row["step"] <= step]
     if write and len(rows) < len(lines):
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(path, "".join(f"{line}\n" for line in _dump(rows)))
     return rows
 
 
@@ -80,4 +76,4 @@ def _parse(line: str, where: str, last: bool) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         if last:
             return None
-        raise UserError(f"{where}: damaged ({error}); expected a JSON object") from error
+        raise UserError(f"{where}: expected a JSON object, found {error}") from error

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A context in which the first signal sets `requested` and the second acts as it did before.
 
-    Of contexts in each other, all get the first signal; one entered after it has it too.
+    The first signal reaches all nested contexts, those that are entered after it too.
     """
 
     requested = False

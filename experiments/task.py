@@ -1,11 +1,14 @@
 """What the loop must know of an experiment: how to begin, how to step, how to judge."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsg_jax as fsg
-from experiments.feed import Feed
+from experiments.config import BaseExperiment, check, get_arm
+from experiments.devices import Placement
+from experiments.stepper import MakeStepper
 from fsg_jax.typing import Key
 
 
@@ -14,8 +17,9 @@ class Task(NamedTuple):
 
     init: Callable[[Key], fsg.TrainState]
     """The state at step 0."""
-    make_feed: Callable[[Sequence[int], Sequence[fsg.TrainState]], Feed]
-    """From seeds and states, all at one step."""
+    placement: Placement
+    """Where states and batches lie."""
+    make_stepper: MakeStepper
     steps_per_epoch: int
     step_metrics: tuple[str, ...]
     """Metrics of a step that are averaged over an epoch."""
@@ -28,5 +32,19 @@ class Task(NamedTuple):
     test: Callable[[fsg.TrainState, Path], dict[str, Any]]
     """Parts of the record of a finished run; the only reader of the test split, not called where ``train.test_on`` is
     ``none``. The path is the run's folder."""
-    facts: dict[str, Any]
+    info: dict[str, Any]
     """Parts of the record that do not depend on training."""
+    seeds_together: int = 1
+    """How many seeds an ablation runs in one program unless it is told."""
+
+
+@lru_cache(maxsize=8)
+def make_task(experiment: BaseExperiment, arm: str) -> Task:
+    """The jitted functions of one arm, and its data; the last few are kept, for other seeds.
+
+    Raises:
+      ValueError, OSError: a run cannot start with this configuration.
+    """
+    chosen = get_arm(arm)
+    check(experiment)
+    return experiment.make_task(chosen)

@@ -1,121 +1,186 @@
-"""Hyper-parameters by validation accuracy: ``python -m experiments.tune CONFIG --out DIR --trials N [overrides]``.
+"""Hyper-parameters by validation metric: ``python -m experiments.tune CONFIG --out DIR --trials N [overrides]``.
 
 The first trial is the configuration as it is, the others are suggested by optuna within the ranges beside the
 configuration. The test split is not read. ``--resume`` continues, and several processes with ``--resume`` on one folder
 share the trials between them.
 """
 
+import gc
 import json
-from dataclasses import asdict, dataclass
+import shutil
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import optuna
 from optuna.trial import TrialState
 
-from experiments import devices
-from experiments.config import change, describe, flatten, get_arm
+from experiments import devices, provenance
+from experiments.cli import TuneArgs, parse
+from experiments.config import BaseExperiment, change, describe, flatten, get_arm
 from experiments.configs import SPACES
-from experiments.errors import Interrupted, UserError, run_main
+from experiments.errors import NotFiniteError, StopRequested, UserError, run_main
 from experiments.report.trials import REPORT, trial_line, write_report
-from experiments.run_folder import claim_folder, read_json, write_text
-from experiments.search import TRIALS, PrunerName, Search, make_pruner
-from experiments.space import Space, choose, resolve
+from experiments.run_folder import claim_folder, writing_to
+from experiments.run_log import EPOCHS
+from experiments.search import TRIALS, ClaimedTrial, Search, make_pruner
+from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
-from experiments.tasks import make_task
-from experiments.trial import TRIAL, carry_out
+from experiments.task import make_task
+from experiments.train import OnEpoch, train
+from fsg_jax._checks import check_integer
+from fsg_jax._files import read_json, write_json, write_text
 
-CONFIG, RESULTS = "tune.json", "trials.jsonl"
+CONFIG, RESULTS, TRIAL = "tune.json", "trials.jsonl", "trial.json"
 ENDS = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
 """What optuna is told; a trial that diverged counts there as a bad one, and one that could not run, ``failed``, not."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is searched, and how; see `cli.TuneArgs`."""
-
-    experiment: Any
-    arm: str
-    space: Space
-    trials: int = 20
-    seeds: int = 1
-    pruner: PrunerName = "median"
-    sampler_seed: int = 0
-
-
-def tune(plan: Plan, out: Path, *, resume: bool = False) -> list[dict[str, Any]]:
-    """Carries out the trials that have not ended; the records of all that have, which are also ``out/trials.jsonl``.
+def tune(args: TuneArgs) -> list[dict[str, Any]]:
+    """Runs the trials that have not ended; the records of all that have, which are also ``out/trials.jsonl``.
 
     Raises:
-      UserError: a plan that makes no sense, or `out` is in the way: not empty without `resume`, or with another search.
-      ValueError, OSError: what a run cannot start with.
-      Interrupted: the user asked to stop; everything is saved.
+      UserError, ValueError, OSError: the arguments make no sense, a run cannot start, or ``out`` is not empty without
+        ``resume`` or holds another search.
+      StopRequested: the user asked to stop; everything is saved.
     """
-    _check(plan)
-    experiment = change(plan.experiment, {"train.test_on": "none"})
-    task = make_task(experiment, plan.arm)
-    space = resolve(plan.space, experiment)
-    claim_folder(out / CONFIG, _config(plan, experiment, space), "search", resume=resume)
-    own = {key: flatten(asdict(experiment))[key] for key in space}
-    pruner = make_pruner(plan.pruner, experiment.train.epochs)
-    search = Search(out, space, own, smallest=task.smallest, pruner=pruner, seed=plan.sampler_seed)
-    with StopRequest() as request:
-        while not request.requested and (taken := search.take(plan.trials)) is not None:
-            with taken.held:
-                record = carry_out(search, taken, experiment, plan.arm, plan.seeds, task.best)
-                search.tell(taken.trial, ENDS.get(record["state"], TrialState.FAIL), record["validation"])
-            print(trial_line(record))
-            _collect(plan, search, smallest=task.smallest)
-        if request.requested:
-            raise Interrupted("stopped between two trials; the same command with --resume continues")
-    if others := search.running():
-        print(f"left to another process that is at work on them: trials {', '.join(map(str, others))}")
-    return _collect(plan, search, smallest=task.smallest)
-
-
-def _check(plan: Plan) -> None:
-    if plan.trials < 1 or plan.seeds < 1:
-        raise UserError(f"need at least one trial and one seed; got --trials {plan.trials} --seeds {plan.seeds}")
-    if plan.experiment.name not in SPACES:
-        raise UserError(f"--name is {plan.experiment.name!r}; a search keeps the name of a configuration")
-    if plan.sampler_seed < 0:
-        raise UserError(f"--sampler-seed is {plan.sampler_seed}; expected 0 or more")
+    for option, low in {"trials": 1, "seeds": 1, "sampler_seed": 0}.items():
+        check_integer(f"--{option.replace('_', '-')}", getattr(args, option), low)
+    if args.experiment.name not in SPACES:
+        raise UserError(f"--name: expected the name of a configuration, found {args.experiment.name!r}")
     if jax.process_count() > 1:
         raise UserError("a search runs in one process; start several alone, with --resume, to share its trials")
-    gates = [key for key in plan.space if key.startswith("gate.")]
-    if gates and get_arm(plan.arm).gate == "none":
-        raise UserError(f"--space {gates[0]}: the arm {plan.arm} has no gates")
+    experiment = change(args.experiment, {"train.test_on": "none"})
+    ranges = choose(SPACES[experiment.name], args.space, args.only)
+    space = {key: resolve(key, text, experiment) for key, text in ranges.items()}
+    gates = [key for key in space if key.startswith("gate.")]
+    if gates and get_arm(args.arm).gate == "none":
+        raise UserError(f"--space {gates[0]}: the arm {args.arm} has no gates")
+    task = make_task(experiment, args.arm)
+    config: dict[str, Any] = {"seeds": args.seeds, "pruner": args.pruner, "sampler_seed": args.sampler_seed}
+    config["space"] = {key: spell(found) for key, found in space.items()}
+    claim_folder(args.out / CONFIG, describe(experiment, args.arm) | {"search": config}, "search", resume=args.resume)
+    own = {key: flatten(asdict(experiment))[key] for key in space}
+    pruner = make_pruner(args.pruner, experiment.train.epochs)
+    search = Search(args.out, space, own, smallest=task.smallest, pruner=pruner, seed=args.sampler_seed)
+    with StopRequest() as request:
+        while not request.requested and (claimed := search.take(args.trials)) is not None:
+            with claimed.lock_file:
+                record = run_trial(search, claimed, experiment, args.arm, args.seeds, task.best)
+                search.tell(claimed.trial, ENDS.get(record["state"], TrialState.FAIL), record["validation"])
+            print(trial_line(record))
+            _collect(args, search, smallest=task.smallest)
+        if request.requested:
+            raise StopRequested("stopped between two trials; the same command with --resume continues")
+    if others := search.running():
+        print(f"left to another process that is at work on them: trials {', '.join(map(str, others))}")
+    return _collect(args, search, smallest=task.smallest)
 
 
-def _config(plan: Plan, experiment: Any, space: Space) -> dict[str, Any]:
-    search = {
-        "seeds": plan.seeds,
-        "pruner": plan.pruner,
-        "sampler_seed": plan.sampler_seed,
-        "space": {key: str(domain) for key, domain in space.items()},
-    }
-    return {k: v for k, v in describe(experiment, plan.arm, 0).items() if k != "seed"} | {"search": search}
+def run_trial(
+    search: Search, claimed: ClaimedTrial, experiment: BaseExperiment, arm: str, seeds: int, best: str
+) -> dict[str, Any]:
+    """Trains the seeds of a trial, or as many of their epochs as it is worth, and removes their checkpoints.
+
+    Args:
+      search: the search of the trial.
+      claimed: the trial.
+      experiment: the configuration, of which the trial changes some values.
+      arm: that is trained.
+      seeds: number of seeds, from 0.
+      best: the validation metric that is compared.
+
+    Returns:
+      The record of the trial, which is also its ``trial.json``.
+
+    Raises:
+      StopRequested: the user asked to stop; taken again, the trial goes on.
+      Exception: as `train`.
+    """
+    file = claimed.path / TRIAL
+    if not file.exists():  # else a process ended between writing it and telling the study
+        began = time.monotonic()
+        epochs = experiment.train.epochs
+        outs = [claimed.path / f"seed-{seed}" for seed in range(seeds)]
+        state, reason = _end(
+            change(experiment, claimed.values), arm, outs, _pruning(search, claimed.trial, best, epochs)
+        )
+        rows = [row for seed, out in enumerate(outs) if (row := _seed_row(seed, out / EPOCHS, f"val_{best}"))]
+        record = {
+            "trial": claimed.trial.number,
+            "state": state,
+            "reason": reason,
+            "values": claimed.values,
+            "metric": best,
+            "validation": float(np.mean([row["last"] for row in rows])) if state == "finished" else None,
+            "seeds": rows,
+            "seconds": round(time.monotonic() - began, 1),
+            "facts": provenance.gather(),
+        }
+        with writing_to(claimed.path):
+            write_json(file, record)
+    gc.collect()  # the programs compiled for earlier trials refer to themselves
+    for checkpoints in claimed.path.glob("*/checkpoints"):
+        shutil.rmtree(checkpoints)
+    return read_json(file)
 
 
-def _collect(plan: Plan, search: Search, *, smallest: bool) -> list[dict[str, Any]]:
-    """Records of all trials that have ended, which are also ``trials.jsonl``, and the report."""
+def _end(experiment: BaseExperiment, arm: str, outs: list[Path], on_epoch: OnEpoch) -> tuple[str, str]:
+    """Trains the seeds; how that ended, and why. The first seed decides whether the trial goes on."""
+    try:
+        make_task(experiment, arm)
+    except (ValueError, UserError) as error:  # values that do not go together
+        return "failed", str(error)
+    try:
+        for seed, out in enumerate(outs):
+            train(experiment, arm, seed, out, resume=True, on_epoch=on_epoch if seed == 0 else None)
+    except optuna.TrialPruned as error:
+        return "pruned", str(error)
+    except NotFiniteError as error:
+        return "diverged", str(error).split(";")[0]
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return "failed", str(error).splitlines()[0]
+    return "finished", ""
+
+
+def _pruning(search: Search, trial: optuna.Trial, best: str, epochs: int) -> OnEpoch:
+    """Ends a trial that is behind the others; never the first, with which all are compared."""
+
+    def on_epoch(rows: list[dict[str, Any]]) -> None:
+        (row,) = rows
+        behind = search.is_behind(trial, row["epoch"], row[f"val_{best}"])
+        if behind and trial.number > 0 and row["epoch"] < epochs:
+            raise optuna.TrialPruned(f"behind the other trials after epoch {row['epoch']}")
+
+    return on_epoch
+
+
+def _seed_row(seed: int, log: Path, metric: str) -> dict[str, Any] | None:
+    """The number of epochs that a seed has run, and the metric of the last."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return {"seed": seed, "epochs": len(rows), "last": rows[-1][metric]} if rows else None
+
+
+def _collect(args: TuneArgs, search: Search, *, smallest: bool) -> list[dict[str, Any]]:
+    """Records of all trials that have ended; writes ``trials.jsonl`` and the report too."""
     with search.alone():
-        records = [read_json(file) for file in sorted((search.out / TRIALS).glob(f"*/{TRIAL}"))]
-        write_text(search.out / RESULTS, "".join(json.dumps(record) + "\n" for record in records))
+        records = [read_json(file) for file in sorted((args.out / TRIALS).glob(f"*/{TRIAL}"))]
+        write_text(args.out / RESULTS, "".join(json.dumps(record) + "\n" for record in records))
         if records:
-            write_report(search.out, plan.experiment, plan.arm, plan.seeds, records, smallest=smallest)
+            write_report(args.out, args.experiment, args.arm, args.seeds, records, smallest=smallest)
     return records
 
 
 def main() -> None:
     """Command line."""
-    from experiments.cli import TuneArgs, parse
-
     args = parse(TuneArgs, "experiments.tune")
     devices.start()
-    space = choose(SPACES.get(args.experiment.name, {}), args.space, args.only)
-    plan = Plan(args.experiment, args.arm, space, args.trials, args.seeds, args.pruner, args.sampler_seed)
-    if tune(plan, args.out, resume=args.resume):
+    if tune(args):
         print(f"\n{(args.out / REPORT).read_text()}\nreport: {args.out / REPORT}")
 
 

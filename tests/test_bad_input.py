@@ -16,7 +16,7 @@ import tiny
 import fsg_jax as fsg
 from experiments.cli import AblateArgs, TrainArgs, parse
 from experiments.config import Experiment, describe
-from experiments.errors import UserError, run_main
+from experiments.errors import run_main
 from experiments.run_folder import RunFolder
 from experiments.train import train
 
@@ -98,26 +98,40 @@ def test_wrong_checksum(tmp_path, capsys):
 
 
 BAD_VALUES = [
-    ("data", "validation", 1438, "data.validation is 1438, but there are only 1438 images"),
-    ("data", "validation", 0, "data.validation is 0; expected an integer, 1 or more"),
-    ("data", "num_train", 1239, "data.num_train is 1239, but only 1238 training images are left"),
-    ("data", "name", "mnist", "data.name is 'mnist'; expected one of 'digits', 'cifar100'"),
-    ("data", "augment", ("crop", "flop"), "data.augment is 'flop'; expected one of 'crop',"),
-    ("data", "workers", -1, "workers is -1; expected an integer, 0 or more"),
-    ("model", "name", "vit_tin", "model.name is 'vit_tin'; expected one of 'vit_tiny'"),
+    ("data", "validation", 1438, "data.validation: expected an integer from 1 to 1437, found 1438"),
+    ("data", "validation", 0, "data.validation: expected an integer >= 1, found 0"),
+    ("data", "num_train", 1239, "data.num_train: expected an integer from 1 to 1238, found 1239"),
+    ("data", "name", "mnist", "data.name: expected one of 'digits', 'cifar100', found 'mnist'"),
+    (
+        "data",
+        "augment",
+        ("crop", "flop"),
+        "'mixup', 'cutmix', 'mixup_or_cutmix', found 'flop'",
+    ),
+    ("data", "workers", -1, "data.workers: expected an integer >= 0, found -1"),
+    (
+        "model",
+        "name",
+        "vit_tin",
+        "model.name: expected one of 'vit_tiny', 'vit_small', 'vit_base', found 'vit_tin' (did you mean 'vit_tiny'?)",
+    ),
     ("model", "patch_size", 3, "patch_size"),
-    ("gate", "init", "ones", "gate.init is 'ones'; expected one of 'xavier'"),
-    ("gate", "every", 0, "gate.every is 0; expected an integer, 1 or more"),
-    ("gate", "learning_rate", float("nan"), "gate.learning_rate is nan; expected a finite number, 0 or more"),
-    ("gate", "clip", -1.0, "gate.clip is -1.0; expected a finite number above 0"),
-    ("optimizer", "name", "adam", "optimizer.name is 'adam'; expected one of 'sgd', 'adamw'"),
-    ("optimizer", "warmup_epochs", 2.0, "optimizer.warmup_epochs is 2.0, which must be less than train.epochs, 2"),
-    ("optimizer", "momentum", 1.0, "optimizer.momentum is 1.0; expected a number in [0, 1)"),
-    ("train", "batch_size", 129, "train.batch_size is 129, but there are only 128 training images"),
-    ("train", "accumulate", 3, "train.batch_size is 64; expected a multiple of train.accumulate"),
-    ("train", "epochs", 0, "train.epochs is 0; expected an integer, 1 or more"),
-    ("train", "ema_decay", 1.0, "train.ema_decay is 1.0; expected a number in (0, 1)"),
-    ("train", "dtype", "float8", "train.dtype is 'float8'; expected one of 'float32', 'bfloat16'"),
+    ("gate", "init", "ones", "gate.init: expected one of 'xavier', 'he', 'constant', 'open', found 'ones'"),
+    ("gate", "every", 0, "gate.every: expected an integer >= 1, found 0"),
+    ("gate", "learning_rate", float("nan"), "gate.learning_rate: expected a finite number >= 0, found nan"),
+    ("gate", "clip", -1.0, "gate.clip: expected a finite number > 0, found -1.0"),
+    ("optimizer", "name", "adam", "optimizer.name: expected one of 'sgd', 'adamw', found 'adam'"),
+    ("optimizer", "warmup_epochs", 2.0, "optimizer.warmup_epochs: expected less than train.epochs, 2, found 2.0"),
+    ("optimizer", "momentum", 1.0, "optimizer.momentum: expected a number in [0, 1), found 1.0"),
+    ("train", "batch_size", 129, "train.batch_size: expected an integer from 1 to 128, found 129"),
+    ("train", "accumulate", 3, "train.batch_size: expected a multiple of train.accumulate, 3, found 64"),
+    ("train", "epochs", 0, "train.epochs: expected an integer >= 1, found 0"),
+    ("train", "ema_decay", 1.0, "train.ema_decay: expected a number in [0, 1), found 1.0"),
+    ("train", "ema_decay", 0.0, "train.ema_decay: expected a finite number > 0, found 0.0"),
+    ("train", "epochs", True, "train.epochs: expected int, found True"),
+    ("optimizer", "learning_rate", "high", "optimizer.learning_rate: expected float, found 'high'"),
+    ("data", "augment", "crop", "data.augment: expected tuple, found 'crop'"),
+    ("train", "dtype", "float8", "train.dtype: expected one of 'float32', 'bfloat16', found 'float8'"),
 ]
 
 
@@ -130,8 +144,10 @@ def test_bad_value(tmp_path, capsys, part, key, value, message):
 
 def test_bad_arm_and_seed(tmp_path, capsys):
     line = refused(capsys, tiny.digits(), tmp_path / "out", arm="fgs")
-    assert "no arm is named 'fgs'; there are baseline, fsg, fsg_joint, fsg_gr, se, l0" in line
-    assert "seed: expected an integer" in refused(capsys, tiny.digits(), tmp_path / "out", seed=-1)
+    assert "unknown arm 'fgs' (did you mean 'fsg'?); there are baseline, fsg, fsg_gr, fsg_joint, l0, se" in line
+    assert "seed: expected an integer from 0 to 4294967295, found -1" in refused(
+        capsys, tiny.digits(), tmp_path / "out", seed=-1
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -146,9 +162,11 @@ def test_folder_of_something_else_is_left_as_it_is(tmp_path, capsys):
     (tmp_path / "lock").write_text("mine")
     (tmp_path / "thesis.tex").write_text("mine")
     line = refused(capsys, tiny.digits(), tmp_path, resume=True)
-    assert f"{tmp_path} is not empty and has no config.json of ours: found ['thesis.tex']" in line
+    assert f"{tmp_path}: expected an empty folder or config.json in it, found ['thesis.tex']" in line
     (tmp_path / "config.json").write_text("[1]")
-    assert f"{tmp_path}/config.json is damaged or not of ours" in refused(capsys, tiny.digits(), tmp_path)
+    assert f"{tmp_path}/config.json is damaged: expected a JSON object, found " in refused(
+        capsys, tiny.digits(), tmp_path
+    )
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 768}))
     assert "hidden_size: 768 there, None now" in refused(capsys, tiny.digits(), tmp_path)
     assert (tmp_path / "lock").read_text() == "mine"
@@ -189,7 +207,9 @@ def test_options_are_what_they_say():
     args = parse(AblateArgs, "experiments.ablate", ["cifar100_vit_tiny", *options.split()])
     assert (args.arms, args.out, args.experiment.data.path) == (("fsg_gr", "se"), Path("x"), Path("/cifar"))
     assert (args.experiment.model.depth, args.experiment.data.checksum) == (3, False)
-    with pytest.raises(UserError, match="no configuration is named 'digit'; there are digits, cifar100_resnet18"):
+    with pytest.raises(
+        ValueError, match=r"unknown configuration 'digit' \(did you mean 'digits'\?\); there are cifar100"
+    ):
         parse(TrainArgs, TRAIN, ["digit", "--out", "x"])
 
 

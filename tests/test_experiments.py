@@ -10,14 +10,14 @@ import tiny
 
 import fsg_jax as fsg
 from experiments import devices
-from experiments.ablate import ablate, run_path
+from experiments.ablate import run_path
 from experiments.classification import load_splits
-from experiments.config import ARMS, describe, flatten
+from experiments.config import ARMS, Experiment, describe, flatten
 from experiments.configs import CONFIGS
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import write_report
 from experiments.run_folder import RunFolder
-from experiments.tasks import make_task
+from experiments.task import make_task
 from experiments.train import train
 from fsg_jax import data
 
@@ -33,8 +33,11 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+IMAGES = [name for name, (config, _) in CONFIGS.items() if isinstance(config, Experiment)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_every_configuration_trains(tmp_path, name):
     experiment = tiny.shrunk(name, tmp_path)
     record = train(experiment, "fsg_gr", 1, tmp_path / "out")
@@ -79,7 +82,7 @@ def test_resolved_configurations_of_arms_differ_in_the_arm_alone(name):
 
 def test_ablation_resumes_and_refuses(tmp_path):
     experiment, arms = tiny.digits(), ("baseline", "fsg_gr")
-    records = ablate(experiment, arms, 2, tmp_path)
+    records = tiny.ablation(experiment, arms, 2, tmp_path)
     assert [(r["arm"], r["seed"]) for r in records] == [(arm, seed) for arm in arms for seed in (0, 1)]
     assert rows(tmp_path / "results.jsonl") == records
     paths = write_report(tmp_path)
@@ -87,16 +90,21 @@ def test_ablation_resumes_and_refuses(tmp_path):
     assert all(path.stat().st_size for path in paths)
     files = [run_path(tmp_path, arm, seed) / "result.json" for arm in arms for seed in (0, 1)]
     times = [path.stat().st_mtime_ns for path in files]
-    assert ablate(experiment, arms, 2, tmp_path, resume=True) == records
+    assert tiny.ablation(experiment, arms, 2, tmp_path, resume=True) == records
     assert [path.stat().st_mtime_ns for path in files] == times
     with pytest.raises(UserError, match="already holds this ablation; add --resume"):
-        ablate(experiment, arms, 2, tmp_path)
+        tiny.ablation(experiment, arms, 2, tmp_path)
     with pytest.raises(UserError, match=r"differ in train\.epochs: 2 there, 3 now$"):
-        ablate(tiny.change(experiment, train={"epochs": 3}), arms, 2, tmp_path, resume=True)
+        tiny.ablation(tiny.change(experiment, train={"epochs": 3}), arms, 2, tmp_path, resume=True)
     with pytest.raises(UserError, match=r"differ in arm\.gate: .*; seed: 0 there, 1 now"):
         train(experiment, "fsg_gr", 1, run_path(tmp_path, "baseline", 0), resume=True)
     with pytest.raises(UserError, match="already holds this run; add --resume"):
         train(experiment, "baseline", 0, run_path(tmp_path, "baseline", 0))
+    for axis, values in (("streams", ("rgb",)), ("folds", (0, 1))):
+        with pytest.raises(
+            UserError, match=rf"--{axis}: expected none, for digits has no {axis} to choose from, found"
+        ):
+            tiny.ablation(experiment, arms, 2, tmp_path, resume=True, **{axis: values})
     assert rows(tmp_path / "results.jsonl") == records
 
 
@@ -104,16 +112,12 @@ def test_an_ablation_leaves_busy_runs_to_the_other_process(tmp_path, capsys):
     experiment = tiny.digits()
     path = run_path(tmp_path, "fsg_gr", 0)
     with RunFolder(path, describe(experiment, "fsg_gr", 0), resume=False):
-        with pytest.raises(UserError, match=r"not empty and has no ablation\.json"):
-            ablate(experiment, ("fsg_gr",), 1, tmp_path, resume=True)
-        (tmp_path / "ablation.json").write_text(json.dumps(without_arm(describe(experiment, "baseline", 0))))
-        assert ablate(experiment, ("fsg_gr",), 1, tmp_path, resume=True) == []
-        assert "left to another process that is at work on them: fsg_gr seed 0" in capsys.readouterr().out
-    assert len(ablate(experiment, ("fsg_gr",), 1, tmp_path, resume=True)) == 1
-
-
-def without_arm(config: dict) -> dict:
-    return {k: v for k, v in config.items() if k not in ("arm", "seed")}
+        with pytest.raises(UserError, match=r"expected an empty folder or ablation\.json in it"):
+            tiny.ablation(experiment, ("fsg_gr",), 1, tmp_path, resume=True)
+        (tmp_path / "ablation.json").write_text(json.dumps(describe(experiment)))
+        assert tiny.ablation(experiment, ("fsg_gr",), 1, tmp_path, resume=True) == []
+        assert f"left to another process that is at work on them: {path}\n" in capsys.readouterr().out
+    assert len(tiny.ablation(experiment, ("fsg_gr",), 1, tmp_path, resume=True)) == 1
 
 
 def test_a_run_is_reproduced_exactly(tmp_path):
@@ -128,8 +132,8 @@ def test_runs_that_blow_up_do_not_end_the_ablation(tmp_path, together):
     resident = "yes" if together > 1 else "no"
     experiment = tiny.digits(gate={"learning_rate": 3e38}, data={"resident": resident})
     arms = ("fsg_gr", "baseline")
-    with pytest.raises(NotFiniteError, match=r"fsg_gr seed 0: gates/.*; fsg_gr seed 1: gates/.* not affected"):
-        ablate(experiment, arms, 2, tmp_path, together=together)
+    with pytest.raises(NotFiniteError, match=r"seed-0: seed 0: gates/.*; .*seed-1: seed 1: gates/.* not affected"):
+        tiny.ablation(experiment, arms, 2, tmp_path, together=together)
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(record["arm"], record["seed"]) for record in records] == [("baseline", 0), ("baseline", 1)]
 
@@ -180,10 +184,13 @@ def test_how_a_run_is_carried_out_may_change_when_it_is_resumed(tmp_path):
     (tmp_path / "result.json").unlink()
     other = tiny.change(experiment, data=ON_DEVICE, train={"log_every": 7, "keep_last": 5})
     assert train(other, "baseline", 0, tmp_path, resume=True)["test"] == record["test"]
-    with pytest.raises(UserError, match="--together is 0; expected 1 or more"):
-        ablate(experiment, ("baseline",), 1, tmp_path / "ablation", together=0)
-    with pytest.raises(UserError, match=r"need --data\.resident yes"):
-        ablate(experiment, ("baseline",), 2, tmp_path / "ablation", together=2)
+    with pytest.raises(ValueError, match="--together: expected an integer >= 1, found 0"):
+        tiny.ablation(experiment, ("baseline",), 1, tmp_path / "ablation", together=0)
+    with pytest.raises(
+        UserError,
+        match=r"--together: expected 1 without training data in device memory \(see --data\.resident\), found 2",
+    ):
+        tiny.ablation(experiment, ("baseline",), 2, tmp_path / "ablation", together=2)
 
 
 @pytest.mark.parametrize("dispatch", [pytest.param("loop", marks=pytest.mark.slow), "scan"])
@@ -203,8 +210,8 @@ def test_data_on_the_device_give_the_same_run(tmp_path, dispatch):
 def test_seeds_side_by_side_are_the_seeds_alone(tmp_path, monkeypatch, mode):
     experiment = tiny.digits(data=ON_DEVICE, train={"dispatch": "scan", "ema_decay": 0.9})
     monkeypatch.setattr(devices, "seed_mode", lambda model: mode)
-    ablate(experiment, ("fsg_gr",), 2, tmp_path / "alone", together=1)
-    ablate(experiment, ("fsg_gr",), 2, tmp_path / "both", together=2)
+    tiny.ablation(experiment, ("fsg_gr",), 2, tmp_path / "alone", together=1)
+    tiny.ablation(experiment, ("fsg_gr",), 2, tmp_path / "both", together=2)
     for seed in (0, 1):
         a, b = (run_path(tmp_path / name, "fsg_gr", seed) for name in ("alone", "both"))
         for one, other in zip(rows(a / "steps.jsonl"), rows(b / "steps.jsonl"), strict=True):

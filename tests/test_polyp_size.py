@@ -5,24 +5,29 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny
 
+from experiments import tune
+from experiments.ablate import schedule
+from experiments.cli import AblateArgs, TuneArgs, parse
+from experiments.config import change
+from experiments.configs import CONFIGS
 from experiments.endoscopy import cohort as data
-from experiments.endoscopy import polyp_size
-from experiments.endoscopy import size_task as task_of_polyps
 from experiments.endoscopy.index import index_real_colon, index_sun
 from experiments.endoscopy.input_panels import write_panels
 from experiments.endoscopy.phantom.phantom_plan import Config
 from experiments.endoscopy.phantom.phantom_set import make_phantom
 from experiments.endoscopy.polyp_config import MultiStream, PolypExperiment
-from experiments.endoscopy.polyp_size import Args, schedule
 from experiments.errors import UserError
-from experiments.tasks import make_task
+from experiments.stepper import Streamed
+from experiments.task import make_task
 from experiments.train import train
 from fsg_jax.endoscopy.frames.frame_cache import build_cache
 from fsg_jax.endoscopy.frames.source import FrameSource
@@ -50,7 +55,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def experiment(home: Path, **parts) -> PolypExperiment:
-    small = polyp_size.CONFIGS["polyp_phantom"][0]
+    small = CONFIGS["polyp_phantom"][0]
+    assert isinstance(small, PolypExperiment)
     paths = {"index": (home / "index",), "splits": home / "splits.csv", "depth_root": home / "raw" / "depth"}
     sizes = {"frame_size": 32, "input_size": 32, "frames_per_polyp": 2}
     small = replace(small, data=replace(small.data, **(paths | sizes | parts.pop("data", {}))))
@@ -116,9 +122,12 @@ def test_a_run_is_resumed_with_the_same_batches(folders, tmp_path):
     expected = train(whole, "baseline", 0, tmp_path / "whole")
     out = tmp_path / "cut"
     task = make_task(whole, "baseline")
-    loader = data.train_loader(whole, 0, 0)
+    cohort, source = data.load_cohort(whole.data), data.open_source(whole.data, False)
+    order = partial(data.train_order, cohort.polyps, cohort.digest, 2, 3)
+    streamed = Streamed(order, partial(data.read_rows, source))
+    loader = streamed.loader(0, 0)
     assert loader.steps_per_epoch == task.steps_per_epoch == 2
-    first, late = iter(loader), iter(data.train_loader(whole, 0, 3))
+    first, late = iter(loader), iter(streamed.loader(0, 3))
     batches = [next(first) for _ in range(4)]
     np.testing.assert_array_equal(batches[3]["frame"], next(late)["frame"])
     first.close()
@@ -144,7 +153,7 @@ def test_a_run_is_not_resumed_with_other_folds(folders, tmp_path):
     table, _ = read_index(folders["sun"] / "index")
     write_folds(make_folds(table, 3, seed=2), tmp_path / "splits.csv")
     data.load_cohort.cache_clear()
-    task_of_polyps.make_task.cache_clear()
+    make_task.cache_clear()
     with pytest.raises(UserError, match="was trained on other data or in another order: rows: "):
         train(config, "baseline", 0, tmp_path / "out", resume=True)
 
@@ -157,7 +166,7 @@ def test_one_cache_serves_every_set_of_streams_and_folds_without_some_polyps(fol
     (tmp_path / "splits.csv").write_text("\n".join(line for line in lines if not line.startswith("sun,1,")) + "\n")
     config = experiment(home, data={"cache": tmp_path / "cache", "splits": tmp_path / "splits.csv"})
     cohort = data.load_cohort(config.data)
-    assert cohort.facts["data"]["boxes without a fold"] == 3
+    assert cohort.info["data"]["boxes without a fold"] == 3
     for depth in (False, True):
         cached, plain = data.open_source(config.data, depth), data.open_source(replace(config.data, cache=None), depth)
         for row in (int(cohort.test[0]), int(cohort.polyps[0][0])):
@@ -181,28 +190,69 @@ def test_panels_show_the_streams(folders, tmp_path):
 
 
 def test_all_folds_arms_and_streams_are_planned(folders):
-    args = Args(experiment(folders["sun"]), Path("out"), ("baseline", "fsg"), ("rgb", "mask+depth"))
-    plans = list(schedule(args))
-    assert len({plan.path for plan in plans}) == len(plans) == 3 * 2 * 2
-    assert {plan.experiment.data.fold for plan in plans[:4]} == {0}
-    with pytest.raises(UserError, match="no arm is named 'fgs'"):
-        list(schedule(replace(args, arms=("fgs",))))
+    config = experiment(folders["sun"])
+    groups = list(schedule(config.variants(("rgb", "mask+depth"), ()), ("baseline", "fsg"), 2, 1, Path("out")))
+    paths = [path for group in groups for path in group.outs.values()]
+    assert len(set(paths)) == len(paths) == 3 * 2 * 2 * 2
+    assert paths[:5] == [
+        *(
+            Path(f"out/{streams}/{arm}/fold-0-seed-0")
+            for streams in ("rgb", "mask+depth")
+            for arm in ("baseline", "fsg")
+        ),
+        Path("out/rgb/baseline/fold-0-seed-1"),
+    ]
+    assert {group.experiment.data.fold for group in groups[:8]} == {0}
+    assert groups[2].experiment.model.streams == ("mask", "depth")
+    (only,) = config.variants((), (1,))
+    assert [(v.experiment.data.fold, v.folder, v.prefix) for v in only] == [(1, "rgb", "fold-1-")]
+    with pytest.raises(ValueError, match="unknown arm 'fgs'"):
+        tiny.ablation(config, ("fgs",), 1, Path("out"))
+
+
+def test_options_of_polyps():
+    options = "--out x --streams rgb mask+depth --folds 0 2 --data.index a b --model.streams mask --train.epochs 3"
+    args = parse(AblateArgs, "experiments.ablate", ["polyp_phantom", *options.split()])
+    assert (args.streams, args.folds, args.seeds, args.experiment.default_seeds) == (
+        ("rgb", "mask+depth"),
+        (0, 2),
+        None,
+        1,
+    )
+    assert isinstance(args.experiment, PolypExperiment)
+    assert args.experiment.data.index == (Path("a"), Path("b"))
+
+
+def test_polyps_are_ablated_and_searched(folders, tmp_path):
+    """The front door: the same commands as for images."""
+    config = change(experiment(folders["sun"]), {"train.epochs": 1, "optimizer.warmup_epochs": 0.0})
+    (record,) = tiny.ablation(config, ("fsg_gr",), 1, tmp_path / "ablation", streams=("mask",), folds=(2,))
+    assert (record["streams"], record["fold"], record["seed"]) == (["mask"], 2, 0)
+    assert record["predictions"] == "mask/fsg_gr/fold-2-seed-0/predictions.parquet"
+    assert (tmp_path / "ablation" / record["predictions"]).exists()
+    space = ("train.batch_size=3,4",)
+    search = TuneArgs(config, tmp_path / "search", "fsg_gr", trials=1, space=space, only=("train.batch_size",))
+    (trial,) = tune.tune(search)
+    assert (trial["state"], trial["metric"]) == ("finished", "loss")
+    assert "The test split was not read" in (tmp_path / "search" / "tune.md").read_text()
+    with pytest.raises(UserError, match=r"--space loss\.gamma: cannot be searched"):
+        tune.tune(replace(search, space=("loss.gamma=1,2",), only=("loss.gamma",), resume=True))
 
 
 def test_what_cannot_start_leaves_nothing(folders, tmp_path):
     good = experiment(folders["sun"])
     bad = {
-        "data.index and data.splits are not both set": {"index": ()},
+        "data.index and data.splits: expected index folders": {"index": ()},
         "none.csv": {"splits": tmp_path / "none.csv"},
         "fold: expected an integer from 0 to 2, found 3": {"fold": 3},
     }
-    for message, change in bad.items():
+    for message, paths in bad.items():
         with pytest.raises((ValueError, OSError), match=message):
-            train(replace(good, data=replace(good.data, **change)), "baseline", 0, tmp_path / "out")
+            train(replace(good, data=replace(good.data, **paths)), "baseline", 0, tmp_path / "out")
     depth = replace(good, data=replace(good.data, depth_root=None), model=replace(good.model, streams=("depth",)))
-    with pytest.raises(ValueError, match=r"data\.depth_root is not set"):
+    with pytest.raises(ValueError, match=r"data\.depth_root: expected depth maps"):
         train(depth, "baseline", 0, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"model\.streams is 'nbi'; expected one of 'rgb'"):
+    with pytest.raises(ValueError, match=r"model\.streams: expected one of 'rgb', 'mask', 'depth', found 'nbi'"):
         train(replace(good, model=replace(good.model, streams=("nbi",))), "baseline", 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -214,7 +264,7 @@ def test_the_commands_as_a_user_types_them(tmp_path):
         "index sun raw --out index",
         "split index --out splits.csv --folds 3",
         "cache index --out cache --size 32 --depth-root raw/depth",
-        "polyp_size polyp_phantom --data.index index --data.splits splits.csv --data.depth-root raw/depth "
+        "ablate polyp_phantom --data.index index --data.splits splits.csv --data.depth-root raw/depth "
         "--data.cache cache --data.frame-size 32 --data.input-size 32 --model.width 2 --train.epochs 1 "
         "--optimizer.warmup-epochs 0 --train.batch-size 3 --streams rgb+depth --arms baseline fsg_gr --out runs",
         "report runs",

@@ -12,7 +12,8 @@ import pytest
 
 from experiments.endoscopy import index as command
 from experiments.errors import UserError
-from experiments.run_folder import BusyError, RunFolder
+from experiments.run_folder import RunFolder
+from fsg_jax._files import BusyError
 from fsg_jax.endoscopy.index.schema import read_index, write_index
 from fsg_jax.endoscopy.readers import real_colon
 from fsg_jax.endoscopy.readers.indexing import build_index
@@ -193,7 +194,7 @@ def test_another_dataset_or_other_options_in_one_folder_are_refused(roots, tmp_p
     write_lesions(root, {"001-001_1": "99"})
     with pytest.raises(UserError, match=r"tables.lesion_info.csv: "):
         call(monkeypatch, "real-colon", root, "--out", out)
-    with pytest.raises(UserError, match="is not empty and has no"):
+    with pytest.raises(UserError, match=r"expected an empty folder or config\.json in it"):
         call(monkeypatch, "real-colon", root, "--out", roots["sun"])
 
 

@@ -13,23 +13,30 @@ import optuna
 import pytest
 import tiny
 
-from experiments import classification, search, tune
+from experiments import classification, search, task, tune
 from experiments.cli import AblateArgs, TuneArgs, overrides, parse
 from experiments.config import change
 from experiments.configs import CONFIGS, SPACES
-from experiments.errors import Interrupted, UserError, run_main
-from experiments.space import Choice, Range, Space, choose, resolve
+from experiments.errors import StopRequested, UserError, run_main
+from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
 from experiments.train import train
-from experiments.tune import Plan
 
 ROOT = Path(__file__).parent.parent
-RATE: Space = {"optimizer.learning_rate": Range(0.01, 0.1, log=True)}
+LR = "optimizer.learning_rate"
+RATE = {LR: "0.01:0.1:log"}
 
 
-def plan(space: Space = RATE, **options: Any) -> Plan:
+def plan(*space: str, **options: Any) -> TuneArgs:
+    """A search of some ranges, by default of the learning rate."""
+    space = space or (f"{LR}=0.01:0.1:log",)
+    only = tuple(text.partition("=")[0] for text in space)
     experiment = tiny.digits(train={"epochs": 2}, data={"resident": "no"})
-    return Plan(experiment, "baseline", space, **{"trials": 3, "pruner": "none"} | options)
+    return TuneArgs(experiment, Path(), space=space, only=only, **{"trials": 3, "pruner": "none"} | options)
+
+
+def search_in(args: TuneArgs, out: Path, *, resume: bool = False) -> list[dict]:
+    return tune.tune(replace(args, out=out, resume=resume))
 
 
 def rows(path: Path) -> list[dict]:
@@ -49,13 +56,13 @@ def no_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
         return load(config, split)
 
     monkeypatch.setattr(classification, "load_split", guarded)
-    classification.make_task.cache_clear()
+    task.make_task.cache_clear()
 
 
 @pytest.mark.usefixtures("no_test_split")
 def test_a_search_tries_the_configuration_first_and_reads_no_test_split(tmp_path):
-    (only,) = tune.tune(plan(seeds=2, trials=1), tmp_path)
-    records = tune.tune(plan(seeds=2, trials=2), tmp_path, resume=True)
+    (only,) = search_in(plan(seeds=2, trials=1), tmp_path)
+    records = search_in(plan(seeds=2, trials=2), tmp_path, resume=True)
     assert records[0] == only
     assert rows(tmp_path / "trials.jsonl") == records
     assert [(r["trial"], r["state"], r["reason"]) for r in records] == [(i, "finished", "") for i in range(2)]
@@ -77,11 +84,11 @@ def test_a_search_tries_the_configuration_first_and_reads_no_test_split(tmp_path
     assert f"{100 * best:.2f}" in report
     assert "The test split was not read" in report
     assert "python -m experiments.ablate digits --seeds 3 --arms baseline --out runs/digits_tuned " in report
-    assert tune.tune(plan(seeds=2, trials=2), tmp_path, resume=True) == records
+    assert search_in(plan(seeds=2, trials=2), tmp_path, resume=True) == records
 
 
 def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
-    straight = tune.tune(plan(trials=2), tmp_path / "straight")
+    straight = search_in(plan(trials=2), tmp_path / "straight")
     behind, reports = search.Search.is_behind, []
 
     def killed(self: search.Search, *args: Any) -> bool:
@@ -93,29 +100,25 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
 
     monkeypatch.setattr(search.Search, "is_behind", killed)
     with pytest.raises(MemoryError):
-        tune.tune(plan(trials=2), tmp_path / "killed")
+        search_in(plan(trials=2), tmp_path / "killed")
     assert len(rows(tmp_path / "killed" / "trials.jsonl")) == 1
     journal = tmp_path / "killed" / "journal.jsonl"
     journal.write_text(journal.read_text() + '{"op_code":')
     with pytest.raises(UserError, match="already holds this search; add --resume"):
-        tune.tune(plan(), tmp_path / "killed")
-    killed = tune.tune(plan(trials=2), tmp_path / "killed", resume=True)
+        search_in(plan(), tmp_path / "killed")
+    killed = search_in(plan(trials=2), tmp_path / "killed", resume=True)
     assert len(reports) == 2 * 2  # the epoch before the kill was not trained again
     for key in ("trial", "state", "values", "seeds", "validation"):
         assert [record[key] for record in killed] == [record[key] for record in straight]
 
 
 def test_trials_that_diverge_or_cannot_run_are_recorded_and_the_search_goes_on(tmp_path):
-    space: Space = {
-        "optimizer.learning_rate": Choice((0.05, 1e12)),
-        "train.batch_size": Choice((64, 129)),
-    }
-    records = tune.tune(plan(space, trials=10), tmp_path)
+    records = search_in(plan(f"{LR}=0.05,1e12", "train.batch_size=64,129", trials=10), tmp_path)
     states = {record["state"]: record["reason"] for record in records}
     assert states["finished"] == ""
     assert "loss" in states["diverged"]
     assert "became NaN or Inf at step" in states["diverged"]
-    assert states["failed"] == "train.batch_size is 129, but there are only 128 training images"
+    assert states["failed"] == "train.batch_size: expected an integer from 1 to 128, found 129"
     report = (tmp_path / "tune.md").read_text()
     assert "None of 10 trials was better" in report
     assert states["failed"] in report
@@ -123,7 +126,7 @@ def test_trials_that_diverge_or_cannot_run_are_recorded_and_the_search_goes_on(t
 
 def test_a_trial_behind_the_others_is_pruned_but_not_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "make_pruner", lambda name, epochs: optuna.pruners.ThresholdPruner(lower=1.1))
-    first, second = tune.tune(plan(trials=2, seeds=2), tmp_path)
+    first, second = search_in(plan(trials=2, seeds=2), tmp_path)
     assert (first["state"], second["state"]) == ("finished", "pruned")
     assert second["reason"] == "behind the other trials after epoch 1"
     assert second["validation"] is None
@@ -155,11 +158,11 @@ def test_a_request_to_stop_reaches_the_search_and_the_run(tmp_path, monkeypatch)
         return False
 
     monkeypatch.setattr(search.Search, "is_behind", interrupt)
-    with pytest.raises(Interrupted, match="saved at step 3; the same command with --resume continues"):
-        tune.tune(plan(), tmp_path)
+    with pytest.raises(StopRequested, match="saved at step 3; the same command with --resume continues"):
+        search_in(plan(), tmp_path)
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert [record["trial"] for record in tune.tune(plan(trials=1), tmp_path, resume=True)] == [0]
+    assert [record["trial"] for record in search_in(plan(trials=1), tmp_path, resume=True)] == [0]
     with StopRequest() as outer:
         with StopRequest():
             signal.raise_signal(signal.SIGINT)
@@ -171,46 +174,47 @@ def test_a_request_to_stop_reaches_the_search_and_the_run(tmp_path, monkeypatch)
 
 
 def test_another_search_in_the_folder_is_refused_by_key(tmp_path):
-    tune.tune(plan(trials=1), tmp_path)
+    search_in(plan(trials=1), tmp_path)
     longer = replace(plan(), experiment=tiny.digits(train={"epochs": 3}, data={"resident": "no"}))
-    wider: Space = {"optimizer.learning_rate": Range(0.01, 0.2, log=True)}
     for other, message in (
         (longer, "differ in train.epochs: 2 there, 3 now"),
         (replace(plan(), arm="fsg"), "differ in arm.gate: 'none' there, 'static' now"),
-        (plan(wider), "differ in search.space.optimizer.learning_rate: '0.01:0.1:log' there, '0.01:0.2:log' now"),
+        (
+            plan(f"{LR}=0.01:0.2:log"),
+            "differ in search.space.optimizer.learning_rate: '0.01:0.1:log' there, '0.01:0.2:log' now",
+        ),
     ):
         with pytest.raises(UserError, match=message):
-            tune.tune(other, tmp_path, resume=True)
+            search_in(other, tmp_path, resume=True)
     (tmp_path / "journal.jsonl").write_text("[]\n" * 3)
-    with pytest.raises(UserError, match=r"journal\.jsonl is damaged or not of ours"):
-        tune.tune(plan(), tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"journal\.jsonl is damaged: expected the journal of a search"):
+        search_in(plan(), tmp_path, resume=True)
 
 
-LR = "optimizer.learning_rate"
 BAD_SPACES = [
     ([f"{LR}=0.1"], "--space optimizer.learning_rate=0.1: expected two or more different values"),
     ([f"{LR}=1:2:3"], "--space optimizer.learning_rate=1:2:3: expected KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=VALUE"),
     (["0.1:0.2"], "--space 0.1:0.2: expected KEY=LOW:HIGH"),
     ([f"{LR}=0.1:0.01"], "expected LOW below HIGH, both finite"),
     ([f"{LR}=0:0.1:log"], "expected LOW below HIGH, both finite, above 0"),
-    ([f"{LR}=a,b"], "'a' does not fit; expected float"),
+    ([f"{LR}=a,b"], "optimizer.learning_rate: expected float, found 'a'"),
     (
         [f"{LR}=0.1:0.2"],
         "the configuration's own value, 0.05, which is tried first, is not in it; widen it or give --",
     ),
-    ([f"{LR}=0.05,-1"], "optimizer.learning_rate is -1.0; expected a finite number, 0 or more"),
+    ([f"{LR}=0.05,-1"], "optimizer.learning_rate: expected a finite number >= 0, found -1.0"),
     (
         ["optimizer.lr=0.1:1"],
-        "--space optimizer.lr: there is no such setting; there are optimizer.name, optimizer.",
+        "unknown setting 'optimizer.lr' (did you mean 'optimizer.clip'?); there are data.augment, ",
     ),
-    (["train.batch-size=32,6.5"], "--space train.batch_size=32,6.5: 6.5 does not fit; expected int"),
-    (["train.batch_size=32,True"], "True does not fit; expected int"),
+    (["train.batch-size=32,6.5"], "--space train.batch_size=32,6.5: train.batch_size: expected int, found 6.5"),
+    (["train.batch_size=32,True"], "train.batch_size: expected int, found True"),
     (["train.batch_size=32,32"], "expected two or more different values"),
-    (["optimizer.name=sgd,adam"], "'adam' does not fit; expected one of 'sgd', 'adamw'"),
+    (["optimizer.name=sgd,adam"], "optimizer.name: expected one of 'sgd', 'adamw', found 'adam'"),
     (["train.ema-decay=0.9:0.99"], "the configuration's own value, None, which is tried first, is not in it"),
-    (["train.ema-decay=None,1.5"], "train.ema_decay is 1.5; expected a number in (0, 1)"),
-    (["optimizer.warmup-epochs=0:2"], "optimizer.warmup_epochs is 2.0, which must be less than train.epochs, 2"),
-    (["data.augment=crop,flip"], "'crop' does not fit; expected tuple"),
+    (["train.ema-decay=None,1.5"], "train.ema_decay: expected a number in [0, 1), found 1.5"),
+    (["optimizer.warmup-epochs=0:2"], "optimizer.warmup_epochs: expected less than train.epochs, 2, found 2.0"),
+    (["data.augment=crop,flip"], "data.augment: expected tuple, found 'crop'"),
     (["data.validation=100,200"], "--space data.validation: cannot be searched"),
     (["train.test-on=last,best"], "--space train.test_on: cannot be searched"),
     (["gate.learning-rate=1e-3:1e-1:log"], "--space gate.learning_rate: the arm baseline has no gates"),
@@ -220,7 +224,7 @@ BAD_SPACES = [
 @pytest.mark.parametrize(("changes", "message"), BAD_SPACES)
 def test_bad_space(tmp_path, capsys, changes, message):
     with pytest.raises(SystemExit) as exited:
-        run_main(lambda: tune.tune(plan(choose({}, changes, [])), tmp_path / "out") and None)
+        run_main(lambda: search_in(plan(*changes), tmp_path / "out") and None)
     assert exited.value.code == 2
     line = capsys.readouterr().err
     assert message in line
@@ -230,15 +234,19 @@ def test_bad_space(tmp_path, capsys, changes, message):
 
 def test_bad_plan(tmp_path):
     for options, message in (
-        ({"trials": 0}, "--trials 0 --seeds 1"),
-        ({"seeds": 0}, "--trials 3 --seeds 0"),
-        ({"experiment": replace(tiny.digits(), name="mine")}, "--name is 'mine'; a search keeps the name"),
-        ({"sampler_seed": -1}, "--sampler-seed is -1"),
-        ({"space": {}}, "nothing to search"),
+        ({"trials": 0}, "--trials: expected an integer >= 1, found 0"),
+        ({"seeds": 0}, "--seeds: expected an integer >= 1, found 0"),
+        (
+            {"experiment": replace(tiny.digits(), name="mine")},
+            "--name: expected the name of a configuration, found 'mine'",
+        ),
+        ({"sampler_seed": -1}, "--sampler-seed: expected an integer >= 0, found -1"),
     ):
-        with pytest.raises(UserError, match=message):
-            tune.tune(replace(plan(), **options), tmp_path / "out")
-    with pytest.raises(UserError, match=r"--only train\.epochs: no range of it is known; give --space train\.epochs="):
+        with pytest.raises((UserError, ValueError), match=message):
+            search_in(replace(plan(), **options), tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"--only train\.epochs: expected --space train\.epochs=\.\.\. too, or one of opt"
+    ):
         choose(RATE, [], ["train.epochs"])
     assert not (tmp_path / "out").exists()
 
@@ -246,19 +254,22 @@ def test_bad_plan(tmp_path):
 def test_spaces_of_the_command_line():
     space = choose(RATE, ["train.ema-decay=None,0.9", "model.width=8:64:log"], [])
     assert list(space) == [LR, "train.ema_decay", "model.width"]
-    assert space["train.ema_decay"] == Choice((None, 0.9))
-    assert choose(space, [f"{LR}=0.02:1"], ["optimizer.learning-rate"]) == {LR: Range(0.02, 1)}
-    typed = resolve(space, CONFIGS["digits"][0])
-    assert typed["model.width"] == Range(8, 64, log=True)
-    sampled = optuna.create_study().ask()
-    assert {type(domain.suggest(sampled, key)) for key, domain in typed.items()} <= {float, int, type(None)}
+    assert choose(space, [f"{LR}=0.02:1"], ["optimizer.learning-rate"]) == {LR: "0.02:1"}
+    typed = {key: resolve(key, text, CONFIGS["digits"][0]) for key, text in space.items()}
+    assert typed["train.ema_decay"] == optuna.distributions.CategoricalDistribution((None, 0.9))
+    assert typed["model.width"] == optuna.distributions.IntDistribution(8, 64, log=True)
+    assert resolve("optimizer.warmup_epochs", "0:2", CONFIGS["digits"][0]) == optuna.distributions.FloatDistribution(
+        0, 2
+    )
+    assert [spell(found) for found in typed.values()] == list(space.values())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_in_its_space(name):
     experiment = CONFIGS[name][0]
-    assert resolve(SPACES[name], experiment) == SPACES[name]
-    changed = change(experiment, {key: domain.values[-1] for key, domain in SPACES[name].items()})
+    space = {key: resolve(key, text, experiment) for key, text in SPACES[name].items()}
+    last = {k: found.choices[-1] if hasattr(found, "choices") else found.high for k, found in space.items()}
+    changed = change(experiment, last)
     assert (
         parse(AblateArgs, "experiments.ablate", [name, "--out", "x", *overrides(changed).split()]).experiment == changed
     )
@@ -274,10 +285,8 @@ def test_overrides_of_every_type():
 
 
 def test_an_ablation_of_what_is_not_tested_is_refused(tmp_path):
-    from experiments.ablate import ablate
-
-    with pytest.raises(UserError, match=r"train\.test_on is 'none'"):
-        ablate(tiny.digits(train={"test_on": "none"}), ("baseline",), 1, tmp_path / "out")
+    with pytest.raises(UserError, match=r"train\.test_on: expected last or best"):
+        tiny.ablation(tiny.digits(train={"test_on": "none"}), ("baseline",), 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

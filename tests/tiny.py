@@ -6,7 +6,9 @@ from typing import Any
 
 import cifar_files
 
-from experiments.config import Experiment, ViT
+from experiments.ablate import ablate
+from experiments.cli import AblateArgs
+from experiments.config import BaseExperiment, Experiment, ViT
 from experiments.configs import CONFIGS
 
 VIT = ViT(patch_size=4, depth=1)
@@ -31,6 +33,11 @@ def shrunk(name: str, folder: Path) -> Experiment:
         return change(experiment, data={"num_train": 128})
     data = {"path": cifar_files.write_npz(folder), "checksum": False, "validation": 10}
     return change(experiment, data=data, train={"batch_size": 10})
+
+
+def ablation(experiment: BaseExperiment, arms: tuple[str, ...], seeds: int, out: Path, **options: Any) -> list[dict]:
+    """The records of an ablation."""
+    return ablate(AblateArgs(experiment, out, seeds, arms, **options))
 
 
 def change(experiment: Experiment, **parts: dict[str, Any]) -> Experiment:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from experiments import facts, xla_flags
+from experiments import provenance, xla_flags
 from experiments.bench.measurements import Bench
 from experiments.bench.settings import MODELS, PEERS, PRECISIONS, Settings, default_settings
 from experiments.bench.suites import SUITES, render
@@ -43,8 +43,8 @@ def bench(settings: Settings, suites: Sequence[str], out: Path, *, resume: bool 
 
 
 def gather_facts() -> dict[str, Any]:
-    """`experiments.facts.gather` with PyTorch's version and the compilation cache, which makes compiling look fast."""
-    about = facts.gather()
+    """`experiments.provenance.gather` with PyTorch's version and the compilation cache, which hides compiling."""
+    about = provenance.gather()
     if find_spec("torch"):
         about["versions"]["torch"] = version("torch")
     config: Any = jax.config

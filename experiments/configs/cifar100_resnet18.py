@@ -13,7 +13,6 @@ cosine, 200 epochs, batch 64, weight decay 5e-4) and 78.8 % the README of sungyu
 """
 
 from experiments.config import Data, Experiment, Gate, Optimizer, ResNet, Train
-from experiments.space import Choice, Range, Space
 
 CONFIG = Experiment(
     name="cifar100_resnet18",
@@ -24,10 +23,10 @@ CONFIG = Experiment(
     train=Train(epochs=200, batch_size=128, dtype="bfloat16"),
 )
 
-SPACE: Space = {
-    "optimizer.learning_rate": Range(0.02, 0.5, log=True),
-    "optimizer.weight_decay": Range(1e-4, 2e-3, log=True),
-    "optimizer.warmup_epochs": Range(0.0, 15.0),
-    "optimizer.label_smoothing": Range(0.0, 0.2),
-    "train.batch_size": Choice((64, 128, 256)),
+SPACE = {
+    "optimizer.learning_rate": "0.02:0.5:log",
+    "optimizer.weight_decay": "1e-4:2e-3:log",
+    "optimizer.warmup_epochs": "0.0:15.0",
+    "optimizer.label_smoothing": "0.0:0.2",
+    "train.batch_size": "64,128,256",
 }

@@ -12,7 +12,6 @@ comparison. This configuration has not been run to its end here.
 """
 
 from experiments.config import Data, Experiment, Gate, Optimizer, Train, ViT
-from experiments.space import Choice, Range, Space
 
 CONFIG = Experiment(
     name="cifar100_vit_tiny",
@@ -25,13 +24,13 @@ CONFIG = Experiment(
     train=Train(epochs=200, batch_size=256, dtype="bfloat16"),
 )
 
-SPACE: Space = {
-    "optimizer.learning_rate": Range(2e-4, 4e-3, log=True),
-    "optimizer.weight_decay": Range(0.01, 0.5, log=True),
-    "optimizer.warmup_epochs": Range(2.0, 30.0),
-    "optimizer.label_smoothing": Range(0.0, 0.2),
-    "data.mixup_alpha": Range(0.1, 1.0),
-    "model.drop_path": Range(0.0, 0.3),
-    "train.ema_decay": Choice((None, 0.999, 0.9998)),
-    "train.batch_size": Choice((128, 256, 512)),
+SPACE = {
+    "optimizer.learning_rate": "2e-4:4e-3:log",
+    "optimizer.weight_decay": "0.01:0.5:log",
+    "optimizer.warmup_epochs": "2.0:30.0",
+    "optimizer.label_smoothing": "0.0:0.2",
+    "data.mixup_alpha": "0.1:1.0",
+    "model.drop_path": "0.0:0.3",
+    "train.ema_decay": "None,0.999,0.9998",
+    "train.batch_size": "128,256,512",
 }

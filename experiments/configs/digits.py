@@ -8,7 +8,6 @@ the noise.
 """
 
 from experiments.config import Data, Experiment, Gate, Optimizer, ResNet, Train
-from experiments.space import Choice, Range, Space
 
 CONFIG = Experiment(
     name="digits",
@@ -19,10 +18,10 @@ CONFIG = Experiment(
     train=Train(epochs=10, batch_size=64, eval_batch_size=200),
 )
 
-SPACE: Space = {
-    "optimizer.learning_rate": Range(0.005, 0.5, log=True),
-    "optimizer.weight_decay": Range(1e-5, 5e-3, log=True),
-    "optimizer.warmup_epochs": Range(0.0, 3.0),
-    "optimizer.label_smoothing": Range(0.0, 0.2),
-    "train.batch_size": Choice((32, 64, 128)),
+SPACE = {
+    "optimizer.learning_rate": "0.005:0.5:log",
+    "optimizer.weight_decay": "1e-5:5e-3:log",
+    "optimizer.warmup_epochs": "0.0:3.0",
+    "optimizer.label_smoothing": "0.0:0.2",
+    "train.batch_size": "32,64,128",
 }

@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from experiments.endoscopy.polyp_config import PolypData, PolypExperiment
-from experiments.run_folder import read_json
+from experiments.endoscopy.polyp_config import PolypData
+from fsg_jax._checks import check_integer
+from fsg_jax._files import read_json
 from fsg_jax.data.batches import BatchOrder, in_order
 from fsg_jax.data.loader import Loader, pad_batch
 from fsg_jax.endoscopy.frames.depth_maps import check_depth
@@ -26,7 +27,7 @@ Rows = np.ndarray
 
 
 class Cohort(NamedTuple):
-    """All rows of the indexes, their roles in one fold, and what is to be said of them."""
+    """All rows of the indexes, their roles in one fold, and what the record of a run says of them."""
 
     table: Table
     roots: Mapping[str, Path]
@@ -38,7 +39,7 @@ class Cohort(NamedTuple):
     """Rows of every test polyp, of which `test` are some or all."""
     digest: str
     """Of rows and roles: another index or other folds give another one."""
-    facts: dict[str, Any]
+    info: dict[str, Any]
 
 
 @cache
@@ -57,7 +58,7 @@ def load_cohort(config: PolypData) -> Cohort:
       FileNotFoundError: a file is missing.
     """
     if not config.index or config.splits is None:
-        raise ValueError("data.index and data.splits are not both set: give index folders and the file of folds")
+        raise ValueError("data.index and data.splits: expected index folders and the file of folds, found None")
     table, roots, everything = load_index(config.index)
     folds = read_folds(config.splits)
     keys = polyp_keys(table)
@@ -70,23 +71,20 @@ def load_cohort(config: PolypData) -> Cohort:
     polyps = [[rows for rows in everything if role[rows[0]] == number] for number in range(3)]
     validation = sample_fixed(polyps[1], config.validation_frames)
     test = sample_fixed(polyps[2], config.test_frames)
-    facts = {
+    unmatched = {
+        "boxes without a fold": int((~listed).sum()),
+        "polyps with a fold and no box": len(folds.fold_of.keys() - set(keys)),
+    }
+    counts = [count._asdict() for count in group_counts(table.take(kept), folds)]
+    info = {
         "synthetic": any(table.column("synthetic").to_pylist()),
-        "data": describe_data(config, table)
-        | {
-            "boxes without a fold": int((~listed).sum()),
-            "polyps with a fold and no box": len(folds.fold_of.keys() - set(keys)),
-        },
-        "split": {
-            "group": folds.group,
-            "num_folds": folds.num_folds,
-            "counts": [count._asdict() for count in group_counts(table.take(kept), folds)],
-        },
+        "data": describe_data(config, table) | unmatched,
+        "split": {"group": folds.group, "num_folds": folds.num_folds, "counts": counts},
         "shared": parts.shared._asdict(),
         "num_polyps": {name: len(found) for name, found in zip(ROLES, polyps, strict=True)},
         "num_frames": {"train": int((role == 0).sum()), "validation": len(validation), "test": len(test)},
     }
-    return Cohort(table, roots, polyps[0], validation, test, polyps[2], digest_of(table, role), facts)
+    return Cohort(table, roots, polyps[0], validation, test, polyps[2], digest_of(table, role), info)
 
 
 def digest_of(table: Table, role: Rows) -> str:
@@ -127,11 +125,11 @@ def outside(table: Table, circle: float | None) -> np.ndarray:
     return np.hypot(x, y) > circle
 
 
-def num_folds(config: PolypData) -> int:
-    """How many folds the splits have."""
-    if config.splits is None:
-        raise ValueError("data.splits is not set: give the file of folds")
-    return read_folds(config.splits).num_folds
+def num_folds(splits: Path | None) -> int:
+    """How many folds the file has."""
+    if splits is None:
+        raise ValueError("data.splits: expected the file of folds, found None")
+    return read_folds(splits).num_folds
 
 
 def open_source(config: PolypData, depth: bool) -> FrameSource | CachedSource:
@@ -141,10 +139,12 @@ def open_source(config: PolypData, depth: bool) -> FrameSource | CachedSource:
       ValueError, FileNotFoundError: depth maps are asked for and missing, or the cache is not that of the frames.
     """
     if depth and config.depth_root is None:
-        raise ValueError("data.depth_root is not set, and the stream 'depth' needs depth maps")
-    if config.cache is not None:
-        return _open_cache(config.cache, config.index, config.frame_size, config.keep_aspect, config.depth_root, depth)
-    return _open_frames(config.index, config.frame_size, config.keep_aspect, config.depth_root if depth else None)
+        raise ValueError("data.depth_root: expected depth maps, for the stream 'depth' needs them, found None")
+    # A cache with depth maps also serves runs without them.
+    depth = depth or (config.cache is not None and read_manifest(config.cache).depth)
+    root = config.depth_root if depth else None
+    frames = _open_frames(config.index, config.frame_size, config.keep_aspect, root)
+    return frames if config.cache is None else _open_cache(config.cache, frames)
 
 
 @cache
@@ -155,57 +155,30 @@ def _open_frames(index: tuple[Path, ...], size: int, keep_aspect: bool, depth_ro
     return FrameSource(table, roots, size, keep_aspect=keep_aspect, depth_root=depth_root)
 
 
-@cache
-def _open_cache(
-    path: Path, index: tuple[Path, ...], size: int, keep_aspect: bool, depth_root: Path | None, depth: bool
-) -> CachedSource:
-    """A cache with depth maps also serves runs without them."""
-    with_depth = depth or read_manifest(path).depth
-    return CachedSource(path, _open_frames(index, size, keep_aspect, depth_root if with_depth else None))
+_open_cache = cache(CachedSource)
 
 
-def read_rows(source: FrameSource | CachedSource, table_rows: Rows | None, rows: Rows) -> dict[str, np.ndarray]:
-    """The batch of these rows, or of these places in `table_rows`."""
-    chosen = rows if table_rows is None else table_rows[rows]
-    examples = [source[int(row)] for row in chosen]
+def read_rows(source: FrameSource | CachedSource, rows: Rows) -> dict[str, np.ndarray]:
+    """The batch of these rows."""
+    examples = [source[int(row)] for row in rows]
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
-def train_order(experiment: PolypExperiment, seed: int) -> BatchOrder:
+def train_order(polyps: list[Rows], digest: str, frames_per_polyp: int, batch_size: int, seed: int) -> BatchOrder:
     """Some frames of every polyp in each epoch."""
-    config, cohort = experiment.data, load_cohort(experiment.data)
-    draw = partial(sample_epoch, cohort.polyps, config.frames_per_polyp, seed)
-    length = epoch_length(cohort.polyps, config.frames_per_polyp)
-    facts = {"seed": seed, "frames_per_polyp": config.frames_per_polyp, "rows": cohort.digest}
-    if experiment.train.batch_size > length:
-        raise ValueError(f"train.batch_size is {experiment.train.batch_size}, but an epoch has only {length} frames")
-    return BatchOrder(draw, length, experiment.train.batch_size, True, facts)
+    length = epoch_length(polyps, frames_per_polyp)
+    check_integer("train.batch_size", batch_size, 1, length)
+    fingerprint = {"seed": seed, "frames_per_polyp": frames_per_polyp, "rows": digest}
+    return BatchOrder(partial(sample_epoch, polyps, frames_per_polyp, seed), length, batch_size, True, fingerprint)
 
 
-def train_loader(experiment: PolypExperiment, seed: int, start: int) -> Loader:
-    """Batches in the order of `train_order`."""
-    config = experiment.data
-    source = open_source(config, "depth" in experiment.model.streams)
-    return Loader(
-        train_order(experiment, seed),
-        partial(read_rows, source, None),
-        workers=config.workers,
-        threads=config.threads,
-        start=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def eval_batches(experiment: PolypExperiment, rows: Rows) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    source: FrameSource | CachedSource, rows: Rows, batch_size: int, threads: int
+) -> Iterator[dict[str, np.ndarray]]:
     """These rows in order, each once; batches of one size, the last one padded, see `fsg_jax.data.pad_batch`."""
-    config, size = experiment.data, min(experiment.train.eval_batch_size, len(rows))
-    source = open_source(config, "depth" in experiment.model.streams)
+    size = min(batch_size, len(rows))
     order = in_order(len(rows), size, drop_remainder=False)
-    loader = Loader(order, partial(read_rows, source, rows), threads=config.threads, num_epochs=1)
-    iterator = iter(loader)
-    try:
+    loader = Loader(order, lambda places: read_rows(source, rows[places]), threads=threads, num_epochs=1)
+    with closing(iter(loader)) as iterator:
         for batch in iterator:
             yield pad_batch(batch, size)
-    finally:
-        iterator.close()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from experiments.errors import Interrupted, UserError, run_main
+from experiments.errors import StopRequested, UserError, run_main
 from experiments.run_folder import RunFolder, writing_to
 from fsg_jax._files import read_json, write_json
 from fsg_jax.endoscopy.index.schema import read_index, write_index
@@ -153,7 +153,7 @@ def _index(command: str, layout: Layout, tables: list[Path | None], out: Path, w
                     f"a worker process was killed ({error}); the same command continues in {out}"
                 ) from error
             except KeyboardInterrupt:
-                raise Interrupted(f"stopped; the same command continues in {out}") from None
+                raise StopRequested(f"stopped; the same command continues in {out}") from None
         _finish(out, counts)
 
 

@@ -21,7 +21,7 @@ def write_panels(
     source: Any, table: pa.Table, rows: np.ndarray, config: PolypData, streams: Sequence[str], folder: Path
 ) -> list[str]:
     """Writes ``panels/*.png``, one for each of these rows of the index; their paths relative to `folder`."""
-    batch = data.read_rows(source, None, rows)
+    batch = data.read_rows(source, rows)
     images = jax.device_get(eval_transform(config, streams)(jax.random.key(0), batch)["image"])
     (folder / "panels").mkdir(parents=True, exist_ok=True)
     files = [f"panels/{i}.png" for i in range(len(rows))]
@@ -40,7 +40,7 @@ def example_rows(polyps: list[np.ndarray], count: int = 4) -> np.ndarray:
 
 
 def title(table: pa.Table, row: int) -> str:
-    """What the picture shows."""
+    """The polyp, the frame and the size, in words."""
     found = {name: table[name][row].as_py() for name in ("dataset", "polyp_id", "frame_id", "size_mm", "synthetic")}
     size = "" if found["size_mm"] is None else f", {found['size_mm']:g} mm"
     synthetic = " (synthetic)" if found["synthetic"] else ""

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from experiments.config import Gate, Optimizer, Train
+from experiments.config import Arm, BaseExperiment, Count, Variant, at_least, change
+
+if TYPE_CHECKING:
+    from experiments.task import Task
 
 Stream = Literal["rgb", "mask", "depth"]
 
@@ -23,17 +26,17 @@ class PolypData:
     """Depth maps, made by ``python -m experiments.depth`` or elsewhere; needed by the stream ``depth``."""
     cache: Path | None = None
     """Decoded frames, made by ``python -m experiments.cache``."""
-    frame_size: int = 384
+    frame_size: Count = 384
     """Side of the whole frame in pixels, from which boxes are cropped."""
-    input_size: int = 384
+    input_size: Count = 384
     """Side of what the network is given."""
     keep_aspect: bool = False
     """Keep the aspect ratio of frame and crop, since size is metric; the paper does not."""
-    frames_per_polyp: int = 40
+    frames_per_polyp: Count = 40
     """Drawn from each polyp in an epoch."""
-    validation_frames: int | None = 100
+    validation_frames: Count | None = 100
     """Of each polyp, evenly spaced; None: all."""
-    test_frames: int | None = None
+    test_frames: Count | None = None
     """Likewise, of the test fold."""
     expand: float = 0.5
     """Share of the box's extent by which a crop is larger on each side."""
@@ -47,10 +50,10 @@ class PolypData:
     """Brightness, contrast, saturation and hue."""
     noise: float = 0.01
     """Standard deviation of Gaussian noise, where images are in [0, 1]."""
-    workers: int = 0
+    workers: Annotated[int, at_least(0)] = 0
     """Grain worker processes; the batches do not depend on it."""
-    threads: int = 4
-    """That decode side by side, in this process or in each worker."""
+    threads: Count = 4
+    """Threads that decode side by side, in this process or in each worker."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,9 @@ class SizeLoss:
 
 
 @dataclass(frozen=True)
-class PolypExperiment:
-    """One experiment: everything but arm and seed."""
+class PolypExperiment(BaseExperiment):
+    """One polyp sizing."""
 
-    name: str
     data: PolypData = field(default_factory=PolypData)
     model: MultiStream = field(default_factory=MultiStream)
     target: Literal["regression", "binary_10", "binary_5", "tri_class", "ordinal"] = "regression"
@@ -109,6 +111,22 @@ class PolypExperiment:
     loss: SizeLoss = field(default_factory=SizeLoss)
     gate_loss: Literal["same", "paper"] = "same"
     """What the gate pass minimises: the loss of the weights, or for a regression the paper's own weighting."""
-    gate: Gate = field(default_factory=Gate)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    train: Train = field(default_factory=Train)
+
+    default_seeds: ClassVar[int] = 1
+
+    def make_task(self, arm: Arm) -> "Task":
+        """See `BaseExperiment`."""
+        from experiments.endoscopy.size_task import make_task  # needs the endoscopy extra
+
+        return make_task(self, arm)
+
+    def variants(self, streams: tuple[str, ...], folds: tuple[int, ...]) -> list[list[Variant]]:
+        """See `BaseExperiment`; without `folds`, all folds of the split file."""
+        from experiments.endoscopy.cohort import num_folds
+
+        def variant(names: str, fold: int) -> Variant:
+            changed = change(self, {"model.streams": tuple(names.split("+")), "data.fold": fold})
+            return Variant(changed, names, f"fold-{fold}-")
+
+        streams = streams or ("+".join(self.model.streams),)
+        return [[variant(names, fold) for names in streams] for fold in folds or range(num_folds(self.data.splits))]

@@ -1,6 +1,6 @@
 """Predictions of single frames: computed, summarised, and written beside the record of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import fsg_jax as fsg
-from experiments.endoscopy import cohort as data
-from experiments.endoscopy.polyp_config import PolypExperiment
+from experiments.endoscopy.cohort import Cohort
 from experiments.errors import NotFiniteError
+from fsg_jax._files import replacing
 from fsg_jax.endoscopy import sizing
 from fsg_jax.endoscopy.sizing.targets import SizeTarget
 from fsg_jax.typing import Batch
@@ -21,47 +20,56 @@ FILE = "predictions.parquet"
 KEYS = ("dataset", "polyp_id", "video_id", "patient_id", "frame_id", "image_path", "synthetic", "size_censored")
 BOX = ("xmin", "ymin", "xmax", "ymax")
 
-Predictor = Callable[[fsg.TrainState, Batch], dict[str, jax.Array]]
+Predictor = Callable[[Batch], dict[str, jax.Array]]
+"""Columns of predictions and the loss, a value a frame."""
 
 
-def predict(experiment: PolypExperiment, predictor: Predictor, state: fsg.TrainState, rows: np.ndarray) -> pa.Table:
-    """One row a frame: its keys, box and size, the predictions, and the loss."""
+def predict(predictor: Predictor, batches: Iterable[dict[str, np.ndarray]], table: pa.Table) -> pa.Table:
+    """One row a frame: its keys, box and size, the predictions, and the loss.
+
+    Args:
+      predictor: of a trained state.
+      batches: of frames, padded, with ``valid``.
+      table: the rows of the index, in the order of the frames.
+
+    Raises:
+      NotFiniteError: a prediction or loss is NaN or Inf.
+    """
     parts = []
-    for batch in data.eval_batches(experiment, rows):
+    for batch in batches:
         valid = batch.pop("valid")
-        parts.append({k: np.asarray(v)[valid] for k, v in jax.device_get(predictor(state, batch)).items()})
+        parts.append({k: np.asarray(v)[valid] for k, v in jax.device_get(predictor(batch)).items()})
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if bad := sorted(name for name, values in found.items() if not np.isfinite(values).all()):
         raise NotFiniteError(f"predictions: {', '.join(bad)} are NaN or Inf; the last good checkpoint is kept")
-    table = data.load_cohort(experiment.data).table.take(rows)
     columns = {name: table.column(name) for name in (*KEYS, *BOX, "width", "height", "size_mm")}
     return pa.table(columns | found)
 
 
 def summarise(table: pa.Table, target: SizeTarget) -> dict[str, float]:
-    """The mean loss, and metrics of frames and (``polyp_``) of polyps; without those of classes that do not occur."""
-    loss = {"loss": float(table.column("loss").to_numpy().mean())}
-    truth = table.column("size_mm").to_numpy().astype(np.float64)
-    polyp = polyp_names(table)
+    """The mean loss, and metrics of frames and (``polyp_``) of polyps, except those of classes that do not occur."""
+    truth, polyp = _floats(table, "size_mm"), polyp_names(table)
     if target.scheme is None:
-        predicted = table.column("predicted_mm").to_numpy().astype(np.float64)
+        predicted = _floats(table, "predicted_mm")
         frames = sizing.regression_metrics(truth, predicted)
-        polyps = sizing.aggregate_sizes(polyp, truth, predicted)
-        return loss | frames | _of_polyps(sizing.regression_metrics(polyps.size_mm, polyps.predicted_mm))
-    names = target.scheme.columns
-    columns = {name: table.column(name).to_numpy().astype(np.float64) for name in names}
-    _, sizes, _, means = sizing.aggregate_probabilities(polyp, truth, columns)
-    return loss | _classes(truth, columns, target) | _of_polyps(_classes(sizes, means, target))
+        found = sizing.aggregate_sizes(polyp, truth, predicted)
+        polyps = sizing.regression_metrics(found.size_mm, found.predicted_mm)
+    else:
+        columns = {name: _floats(table, name) for name in target.scheme.columns}
+        _, sizes, _, means = sizing.aggregate_probabilities(polyp, truth, columns)
+        frames, polyps = _classes(truth, columns, target.scheme), _classes(sizes, means, target.scheme)
+    loss = float(table.column("loss").to_numpy().mean())
+    return {"loss": loss} | frames | {f"polyp_{name}": value for name, value in polyps.items()}
 
 
-def with_baselines(table: pa.Table, cohort: data.Cohort) -> pa.Table:
-    """`table` with what two predictors without a network say, fitted on the training frames.
+def with_baselines(table: pa.Table, cohort: Cohort) -> pa.Table:
+    """`table` with the sizes by two predictors without a network, fitted on the training frames.
 
     ``baseline_mean_mm`` is the mean size of the training polyps, ``baseline_box_area_mm`` a regression of log size on
     the log of the box's share of the frame.
     """
     train = cohort.table.take(np.concatenate(cohort.polyps))
-    sizes, names = train.column("size_mm").to_numpy().astype(np.float64), polyp_names(train)
+    sizes, names = _floats(train, "size_mm"), polyp_names(train)
     predictors = {"mean": sizing.fit_mean(sizes, names), "box_area": sizing.fit_box_area(sizes, _areas(train), names)}
     for name, predictor in predictors.items():
         table = table.append_column(f"baseline_{name}_mm", pa.array(predictor(_areas(table)), pa.float64()))
@@ -82,18 +90,15 @@ def polyp_names(table: pa.Table) -> list[str]:
 def write_predictions(folder: Path, table: pa.Table, fold: int) -> None:
     """Writes `FILE` into the folder of a run, whole or not at all."""
     table = table.append_column("fold", pa.array([fold] * table.num_rows, pa.int32()))
-    temporary = folder / (FILE + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(folder / FILE)
+    with replacing(folder / FILE) as temporary:
+        pq.write_table(table, temporary)
 
 
-def _of_polyps(metrics: dict[str, float]) -> dict[str, float]:
-    return {f"polyp_{name}": value for name, value in metrics.items()}
+def _floats(table: pa.Table, name: str) -> np.ndarray:
+    return table.column(name).to_numpy().astype(np.float64)
 
 
-def _classes(truth: np.ndarray, columns: dict[str, Any], target: SizeTarget) -> dict[str, float]:
-    assert target.scheme is not None
+def _classes(truth: np.ndarray, columns: dict[str, Any], scheme: Any) -> dict[str, float]:
     predicted = np.stack(list(columns.values())).argmax(0)
-    classes = np.asarray(sizing.class_of(truth, target.scheme))
-    metrics = sizing.classification_metrics(classes, predicted, target.scheme)
+    metrics = sizing.classification_metrics(np.asarray(sizing.class_of(truth, scheme)), predicted, scheme)
     return {name: value for name, value in metrics.items() if np.isfinite(value)}

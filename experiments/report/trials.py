@@ -34,6 +34,7 @@ def write_report(out: Path, experiment: Any, arm: str, seeds: int, records: list
         "states": Counter(record["state"] for record in ranked),
         "table": Table((*columns, *ranked[0]["values"], "seconds"), [_row(record, first) for record in ranked]),
         "best": best,
+        "images": getattr(experiment.data, "validation", None),
     }
     if best:
         share = best["validation"]

@@ -4,7 +4,7 @@ import tyro
 
 from experiments.endoscopy.phantom.phantom_plan import Config
 from experiments.endoscopy.phantom.phantom_set import make_phantom
-from experiments.errors import Interrupted, run_main
+from experiments.errors import StopRequested, run_main
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     try:
         made = make_phantom(config)
     except KeyboardInterrupt:
-        raise Interrupted("stopped; nothing was written") from None
+        raise StopRequested("stopped; nothing was written") from None
     print(f"{config.out}: {'made' if made else 'already there'}; synthetic, {config.polyps} polyps, {config.layout}")
 
 

@@ -1,4 +1,4 @@
-"""What a result must say of itself: commit, command, versions, hardware."""
+"""Where a result comes from: commit, command, versions, hardware."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def gather() -> dict[str, Any]:
-    """Facts of this process, JSON-able; minutes are added when the run ends."""
+    """Describes this process, JSON-able; the minutes are added when a run ends."""
     commit = _git("rev-parse", "HEAD")
     return {
         "commit": commit or "unknown",
@@ -42,14 +42,11 @@ def _device() -> str:
     if jax.default_backend() != "cpu":
         return f"{len(devices)} x {devices[0].device_kind}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} core{'s' * (cores != 1)}"
-
-
-def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {cores} core{'s' * (cores != 1)}"
 
 
 def _git(*args: str) -> str:

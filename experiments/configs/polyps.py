@@ -3,7 +3,7 @@
     python -m experiments.index real-colon ROOT --out index/real_colon
     python -m experiments.index sun ROOT --sizes SIZES.csv --out index/sun
     python -m experiments.split index/real_colon index/sun --out splits.csv --folds 6
-    python -m experiments.polyp_size polyp_size --data.index index/real_colon index/sun --data.splits splits.csv \\
+    python -m experiments.ablate polyp_size --data.index index/real_colon index/sun --data.splits splits.csv \\
         --streams rgb mask --out runs/polyps
 
 Recipe: ResNet-18 with the ImageNet stem on each stream at 384x384, 40 frames of every polyp an epoch, 40 epochs, batch
@@ -23,3 +23,11 @@ CONFIG = PolypExperiment(
     optimizer=Optimizer(name="adamw", learning_rate=2e-4, weight_decay=1e-5, clip=8.0),
     train=Train(epochs=40, batch_size=32, eval_batch_size=64, dtype="bfloat16", test_on="best"),
 )
+
+SPACE = {
+    "optimizer.learning_rate": "2e-5:2e-3:log",
+    "optimizer.weight_decay": "1e-6:1e-2:log",
+    "optimizer.warmup_epochs": "0.0:5.0",
+    "data.frames_per_polyp": "20,40,80",
+    "train.batch_size": "16,32,64",
+}
