@@ -25,12 +25,15 @@ class Reduced:
       placements: further arguments, one entry for each place where the model can have its gates, the default first.
       size: height and width of its images, unequal so that exchanged axes are seen.
       channels: of its images by stream; empty if it takes one image.
+      shifts: pattern of the leaves that only shift what a 1x1 convolution and BatchNorm then take the mean from, so
+        that their gradient is 0 in training.
     """
 
     options: dict[str, Any]
     placements: tuple[dict[str, Any], ...] = ({},)
     size: tuple[int, int] = (12, 8)
     channels: dict[str, int] = field(default_factory=dict)
+    shifts: str = "none"
 
 
 def resnet(**options: Any) -> Reduced:
@@ -47,6 +50,7 @@ REDUCED = {
         {"stages": (Stage(1, 8, 1, 3, 1), Stage(3, 16, 2, 5, 2)), "stem_features": 8, "features": 16},
         ({"gate_placement": "stage"}, {"gate_placement": "block"}),
         size=(13, 10),
+        shifts="params/.*/project_bn/bias",
     ),
     "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}),
     "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),

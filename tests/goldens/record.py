@@ -201,7 +201,7 @@ def record(name):
 
 def rounded(value):
     if isinstance(value, float):
-        return float(f"{value:.9g}")
+        return float(f"{value:.9g}") if abs(value) > 1e-12 else 0.0
     if isinstance(value, dict):
         return {key: rounded(v) for key, v in value.items()}
     return [rounded(v) for v in value]
