@@ -49,7 +49,7 @@ REDUCED = {
     "efficientnet_b0": Reduced(
         {"stages": (Stage(1, 8, 1, 3, 1), Stage(3, 16, 2, 5, 2)), "stem_features": 8, "features": 16},
         ({"gate_placement": "stage"}, {"gate_placement": "block"}),
-        size=(13, 10),
+        size=(16, 12),
         shifts="params/.*/project_bn/bias",
     ),
     "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}),

@@ -7,6 +7,7 @@ import pytest
 
 from fsg_jax.gates.gate import Gate
 from fsg_jax.models import Stage, create_model
+from fsg_jax.models.layers import check_factory
 
 CASES = [
     ("resnet81", {}, ("'resnet81'", "'resnet18'")),
@@ -19,11 +20,8 @@ CASES = [
     ("resnet18", {"stage_sizes": (1, 0)}, ("stage_sizes[1]", "0")),
     ("resnet18", {"num_classes": -1}, ("num_classes", "-1")),
     ("resnet18", {"norm": nn.BatchNorm()}, ("norm", "BatchNorm")),
-    ("resnet18", {"gate": "sigmoid"}, ("gate", "'sigmoid'")),
-    ("resnet18", {"gate": True}, ("gate", "True")),
     ("resnet18", {"gate": Gate()}, ("gate=Gate", "functools.partial")),
     ("vit_tiny", {"gate": Gate()}, ("gate=Gate", "functools.partial")),
-    ("vit_tiny", {"gate": 3}, ("gate", "3")),
     ("vit_tiny", {"depth": 0}, ("depth", "0")),
     ("vit_tiny", {"num_heads": 5}, ("num_heads", "5", "192")),
     ("vit_tiny", {"drop_path": 1.0}, ("drop_path", "[0, 1)", "1.0")),
@@ -60,6 +58,13 @@ def test_impossible_arguments(model, kwargs, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         create_model(model, **{"num_classes": 2, **kwargs})
     assert [word for word in words if word not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("value", ["sigmoid", True, 3])
+def test_factories_are_callable(value):
+    """Without the shape checks, which refuse these types before."""
+    with pytest.raises(ValueError, match=rf"(?s)gate.*{value!r}"):
+        check_factory("gate", value)
 
 
 def test_partials_of_gates_are_factories():
