@@ -64,7 +64,7 @@ REDUCED = {
 }
 
 
-def reduced(name: str, gate: Any = Gate, num_classes: int = CLASSES, **options: Any) -> nn.Module:
+def reduced(name: str, /, gate: Any = Gate, num_classes: int = CLASSES, **options: Any) -> nn.Module:
     return create_model(name, num_classes=num_classes, gate=gate, **{**REDUCED[name].options, **options})
 
 

@@ -130,7 +130,7 @@ def fill(model: Any, x: Any, value: Callable[[str, tuple[int, ...]], np.ndarray]
 
 def from_torch(model: Any, x: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of `model` with the values of named PyTorch tensors, all of which must find their place."""
-    left = {name: t.detach().numpy() for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+    left = {name: t.detach().numpy().copy() for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
         tensor = left.pop(name)
