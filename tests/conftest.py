@@ -1,14 +1,31 @@
-"""The strict session: rank promotion raises, warnings are errors (pyproject.toml), shapes are checked."""
+"""The strict session: rank promotion raises, warnings are errors (pyproject.toml), shapes are checked.
+
+Compiled programs are kept in pytest's cache folder, for all workers, the commands that tests start, and later runs;
+``pytest --cache-clear`` empties it.
+"""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/d/xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
 
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache/d/xla"
+LARGEST = 2**30
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Empties the folder of programs when it has grown large, before any worker starts."""
+    if not hasattr(config, "workerinput") and sum(f.stat().st_size for f in PROGRAMS.glob("*")) > LARGEST:
+        shutil.rmtree(PROGRAMS)
 
 
 @pytest.fixture

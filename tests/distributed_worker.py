@@ -1,11 +1,12 @@
 """One of several processes that train together; run by test_distributed.py.
 
-Arguments: folder, number of processes, this process, port of process 0, fsdp, and the step at which to wait for
-SIGKILL, or -1.
+Arguments: folder, number of processes, this process, port of process 0, fsdp, the step at which to wait for SIGKILL,
+or -1, and the file descriptor that is told of the waiting.
 """
 
+import os
+import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def setup(fsdp):
     return mesh, state, step
 
 
-def train(folder, fsdp, wait_at):
+def train(folder, fsdp, wait_at, tell):
     mesh, state, step = setup(fsdp)
     checkpointer = fsg.Checkpointer(folder / "checkpoints")
     if checkpointer.steps():
@@ -69,8 +70,8 @@ def train(folder, fsdp, wait_at):
     for t, batch in zip(range(first, STEPS), loader, strict=False):
         if t == wait_at:
             checkpointer.wait()
-            (folder / f"waiting{jax.process_index()}").touch()
-            time.sleep(600)
+            os.write(tell, b".")
+            signal.pause()
         state, _ = step(state, shard_batch({k: batch[k] for k in ("image", "label")}, mesh))
         if (t + 1) % EVERY == 0:
             checkpointer.save(state, data={"step": t + 1})
@@ -78,12 +79,12 @@ def train(folder, fsdp, wait_at):
     return state
 
 
-def main(folder, count, index, port, fsdp, wait_at):
+def main(folder, count, index, port, fsdp, wait_at, tell):
     warnings.simplefilter("error", UserWarning)
     warnings.filterwarnings("default", message=".*is damaged.*")
     initialize_distributed(f"localhost:{port}", count, index)
     assert jax.process_count() == count
-    state = train(folder, fsdp, wait_at)
+    state = train(folder, fsdp, wait_at, tell)
     leaves = jax.tree.leaves((state.variables, state.opt_state, state.ema, jax.random.key_data(state.rng)))
     leaves = [multihost_utils.process_allgather(leaf, tiled=True) for leaf in leaves]
     if index == 0:

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,10 @@ TESTS = Path(__file__).parent
 DEVICES = 2
 
 
-def start(folder: Path, processes: int, fsdp: int, wait_at: int = -1, devices: int = DEVICES) -> list[subprocess.Popen]:
+def start(
+    folder: Path, processes: int, fsdp: int, wait_at: int = -1, tell: int = 2, devices: int = DEVICES
+) -> list[subprocess.Popen]:
+    """Starts the processes; each writes a byte to the file descriptor `tell` when it waits at step `wait_at`."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -28,10 +30,10 @@ def start(folder: Path, processes: int, fsdp: int, wait_at: int = -1, devices: i
     }
     started = []
     for index in range(processes):
-        arguments = map(str, (folder, processes, index, port, fsdp, wait_at))
+        arguments = map(str, (folder, processes, index, port, fsdp, wait_at, tell))
         with (folder / f"log{index}").open("a") as log:
             command = [sys.executable, str(TESTS / "distributed_worker.py"), *arguments]
-            started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+            started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, pass_fds=[tell]))
     return started
 
 
@@ -50,12 +52,12 @@ def finish(folder: Path, processes: int, fsdp: int, **kwargs: int) -> list[np.nd
 
 def kill_all_at(folder: Path, step: int, fsdp: int) -> None:
     """SIGKILL to both processes, steps after the last checkpoint."""
-    running = start(folder, 2, fsdp, wait_at=step)
-    deadline = time.monotonic() + 300
-    while len(list(folder.glob("waiting*"))) < 2:
-        assert all(process.poll() is None for process in running), logs(folder)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    heard, tell = os.pipe()
+    running = start(folder, 2, fsdp, wait_at=step, tell=tell)
+    os.close(tell)
+    for _ in running:
+        assert os.read(heard, 1), logs(folder)  # nothing is left to read if both have ended
+    os.close(heard)
     for process in running:
         process.send_signal(signal.SIGKILL)
     assert [process.wait() for process in running] == [-signal.SIGKILL] * 2

@@ -1,4 +1,4 @@
-"""EfficientNet: counts at full size, gate places, stochastic depth, initial weights, errors."""
+"""EfficientNet: counts at full size, gate places, stochastic depth, initial weights; see also test_registry."""
 
 import jax
 import jax.numpy as jnp
@@ -113,41 +113,6 @@ def test_dropout_thins_the_features():
     assert 0.3 < np.mean(np.asarray(out) == 0) < 0.7
 
 
-def gradient(model, variables):
-    @jax.jit
-    def of(trained):
-        def loss(trained):
-            rngs = {"dropout": jax.random.key(1)}
-            out, _ = model.apply({**variables, **trained}, images(), train=True, rngs=rngs, mutable=["batch_stats"])
-            return jnp.mean((out - 1) ** 2)
-
-        return jax.grad(loss)(trained)
-
-    return of({name: variables[name] for name in ("params", "gates")})
-
-
-@pytest.mark.slow
-def test_remat_changes_nothing_and_every_leaf_gets_a_gradient():
-    options = {"gate": Gate, "gate_placement": "block", "stages": (Stage(1, 8, 1, 3, 1),)}
-    plain, remat = (tiny(**options, remat=remat) for remat in (False, True))
-    variables = random_variables(plain)
-    expected = gradient(plain, variables)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
-        assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient(remat, variables), expected
-    )
-
-
-def test_bfloat16_computes_low_and_keeps_high():
-    low, full = tiny(stages=ONE, dtype=jnp.bfloat16), tiny(stages=ONE)
-    variables = random_variables(full)
-    (out, new), (expected, _) = in_training(low, variables), in_training(full, variables)
-    assert {leaf.dtype for leaf in jax.tree.leaves((out, new))} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(out, expected, atol=0.2)
-    assert not np.array_equal(out, expected)
-
-
 def test_convolutions_start_by_fan_out(key):
     stages = (Stage(4, 32, 1, 3, 1),)
     params = jax.jit(tiny(stages=stages, stem_features=32, features=64).init)(key, images())["params"]
@@ -158,20 +123,3 @@ def test_convolutions_start_by_fan_out(key):
         height, width, _, features = kernel.shape
         fan_out = height * width * (1 if name == "depthwise_conv" else features)
         np.testing.assert_allclose(np.std(kernel), (2 / fan_out) ** 0.5, rtol=0.1, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"gate_placement": "residual"}, "gate_placement: expected one of 'stage', 'block', found 'residual'"),
-        ({"stages": ()}, "stages: expected a finite number > 0, found 0"),
-        ({"stages": (Stage(1, 8, 0, 3, 1),)}, r"stages\[0\].blocks: expected a finite number > 0, found 0"),
-        ({"features": 0}, "features: expected a finite number > 0"),
-        ({"drop_path": 1.0}, r"drop_path: expected a number in \[0, 1\), found 1.0"),
-        ({"gate": Gate()}, "gate: expected None or a factory"),
-        ({"width": 8}, "model 'efficientnet_b0': expected arguments of .*stem_features.*, found 'width'"),
-    ],
-)
-def test_impossible_arguments(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        tiny(**kwargs)

@@ -1,4 +1,4 @@
-"""Exact resume: kill -9 at random moments, and the run ends as if nothing had happened."""
+"""Exact resume: kill -9 at random uses of a file, and the run ends as if nothing had happened."""
 
 import json
 import os
@@ -7,14 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 ARGS = """
 digits --arm fsg_gr --seed 1 --model.width 4 --data.num-train 600 --data.augment crop flip --data.crop-padding 1
 --train.epochs 10 --train.batch-size 32 --optimizer.warmup-epochs 1 --train.ema-decay 0.9
@@ -23,30 +22,25 @@ digits --arm fsg_gr --seed 1 --model.width 4 --data.num-train 600 --data.augment
 KILLS = 10
 
 
-def start(out: Path, cache: Path) -> subprocess.Popen:
+def run(out: Path, cache: Path, stop: tuple[int, int] | None = None) -> int:
+    """Runs the command, to the end or to the signal `stop` = (signal, n-th use of a file); its exit status."""
     env = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "-m", "experiments.train", *ARGS.split(), "--out", str(out), "--resume"]
+    command = ["-m", "experiments.train"]
+    if stop is not None:
+        command = [str(TESTS / "stopped_command.py"), *map(str, stop), str(out)]
+        env["PYTHONPATH"] = str(TESTS.parent)
+    command = [sys.executable, *command, *ARGS.split(), "--out", str(out), "--resume"]
     with (out.parent / f"{out.name}.log").open("a") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, stdout=log, stderr=log)
+        return subprocess.run(command, cwd=TESTS.parent, env=os.environ | env, stdout=log, stderr=log).returncode
 
 
 def finish(out: Path, cache: Path) -> None:
-    assert start(out, cache).wait(timeout=600) == 0, (out.parent / f"{out.name}.log").read_text()[-3000:]
+    assert run(out, cache) == 0, (out.parent / f"{out.name}.log").read_text()[-3000:]
 
 
-def steps_logged(out: Path) -> int:
-    log = out / "steps.jsonl"
-    return len(log.read_text().splitlines()) if log.exists() else 0
-
-
-def kill_after(process: subprocess.Popen, out: Path, more_steps: int, delay: float) -> None:
-    """SIGKILL `delay` seconds after `more_steps` new steps are in the log, whatever is being written then."""
-    goal = steps_logged(out) + more_steps
-    while process.poll() is None and steps_logged(out) < goal:
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-    process.wait()
+def kill_at(out: Path, cache: Path, use: int) -> None:
+    assert run(out, cache, (signal.SIGKILL, use)) == -signal.SIGKILL
+    assert not (out / "result.json").exists()
 
 
 def final_arrays(out: Path) -> dict[str, np.ndarray]:
@@ -75,11 +69,11 @@ def test_ten_kills_leave_no_trace(tmp_path):
     rng = random.Random(0)
     mid_save = 0
     for _ in range(KILLS):
-        kill_after(start(killed, cache), killed, rng.choice([1, 3, 4, 5]), rng.uniform(0.0, 0.1))
+        kill_at(killed, cache, rng.randint(1, 150))
         mid_save += any("tmp" in p.name for p in (killed / "checkpoints").glob("*"))
-        assert not (killed / "result.json").exists()
     finish(killed, cache)
     print(f"{KILLS} kills, {mid_save} of them while a checkpoint was being written")
+    assert mid_save > 0
     assert_same_run(straight, killed)
 
 
@@ -87,7 +81,7 @@ def test_ten_kills_leave_no_trace(tmp_path):
 def test_a_damaged_newest_checkpoint_costs_steps_but_not_exactness(tmp_path):
     cache, straight, killed = tmp_path / "cache", tmp_path / "straight", tmp_path / "killed"
     finish(straight, cache)
-    kill_after(start(killed, cache), killed, 40, 0.1)
+    kill_at(killed, cache, 250)
     newest = max((p for p in (killed / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     shutil.rmtree(newest / "state" / "d")
     finish(killed, cache)
@@ -99,11 +93,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_not_exactness(tmp_path):
 def test_a_polite_stop_is_exact_too(tmp_path):
     cache, straight, stopped = tmp_path / "cache", tmp_path / "straight", tmp_path / "stopped"
     finish(straight, cache)
-    process = start(stopped, cache)
-    while steps_logged(stopped) < 5:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130
+    assert run(stopped, cache, (signal.SIGINT, 100)) == 130
     assert "--resume" in (tmp_path / "stopped.log").read_text()
     finish(stopped, cache)
     assert_same_run(straight, stopped)

@@ -1,4 +1,7 @@
-"""Every model, with and without gates: properties at tiny sizes, parameter counts at full size, errors."""
+"""ResNets, ViTs and the layers that models share: gate places, injected parts, parameter counts at full size.
+
+Properties that every model has are in test_registry.py, numbers in test_goldens.py.
+"""
 
 import functools
 
@@ -8,28 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reduced import reduced
 
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.gates.gate import Gate
-from fsg_jax.models import BACKBONES, ResidualBlock, Stage, create_model
-from fsg_jax.models.arguments import check_factory
+from fsg_jax.models import ResidualBlock, create_model
 from fsg_jax.models.layers import DropPath
 
-RESNET = {"stage_sizes": (1, 1), "width": 8}
-VIT = {"patch_size": 4, "dim": 24, "depth": 2, "num_heads": 3}
-EFFICIENTNET = {"stages": (Stage(2, 8, 1, 3, 1),), "stem_features": 8, "features": 8}
-TINY = {name: {"vit": VIT, "eff": EFFICIENTNET, "res": RESNET}[name[:3]] for name in BACKBONES}
-
 SAMPLED = functools.partial(Gate, kind="hard_concrete")
-OPEN = functools.partial(Gate, kind="relu", logits_init="constant", init_value=1.0)
 CLOSED = functools.partial(Gate, kind="relu", logits_init="constant", init_value=0.0)
 
-each_model = pytest.mark.parametrize("name", sorted(BACKBONES))
 each_kind = pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny"])
 
 
 def tiny(model, gate=None, num_classes=5, **kwargs):
-    return create_model(model, num_classes=num_classes, gate=gate, **{**TINY[model], **kwargs})
+    stem = {"stem": "cifar"} if model.startswith("resnet") else {}  # for images of 8 x 8 pixels
+    return reduced(model, gate, num_classes, **{**stem, **kwargs})
 
 
 def images(batch=4, size=8, seed=7):
@@ -53,28 +50,10 @@ def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
 
 
-@each_model
-def test_forward_and_jit(key, name):
-    model = tiny(name, Gate)
-    out, variables = model.init_with_output(key, images())
-    assert out.shape == (4, 5)
-    assert out.dtype == jnp.float32
-    assert np.all(np.isfinite(out))
-    np.testing.assert_allclose(jax.jit(model.apply)(variables, images()), out, rtol=1e-4, atol=1e-5)
-
-
-@each_model
-def test_ungated_model_has_the_same_params(key, name):
-    gated = tiny(name, Gate).init(key, images())
-    plain = tiny(name).init(key, images())
-    assert set(gated) - set(plain) == {"gates"}
-    for collection in plain:
-        jax.tree.map(np.testing.assert_array_equal, gated[collection], plain[collection])
-
-
 @each_kind
 @pytest.mark.parametrize("gate", [SqueezeExcite, EfficientChannelAttention])
-def test_attention_gates_leave_the_other_params_alone(key, name, gate):
+def test_attention_gates_leave_the_other_params_alone(name, gate):
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
     plain = tiny(name).init(key, images())["params"]
     gated = tiny(name, gate).init(key, images())["params"]
     added = 0
@@ -88,21 +67,12 @@ def test_attention_gates_leave_the_other_params_alone(key, name, gate):
 
 
 @each_kind
-@pytest.mark.parametrize("gate", [Gate, SqueezeExcite, EfficientChannelAttention])
-def test_every_leaf_gets_a_gradient(key, name, gate):
+@pytest.mark.parametrize("gate", [SqueezeExcite, EfficientChannelAttention])
+def test_every_leaf_gets_a_gradient_beside_attention_gates(key, name, gate):
     model = tiny(name, gate)
     _, gradient = loss_and_gradient(model, model.init(key, images()), images())
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
-
-
-@each_kind
-def test_open_gates_are_the_baseline(key, name):
-    plain = tiny(name)
-    variables = plain.init(key, images())
-    gated = tiny(name, OPEN)
-    out = gated.apply(gated.init(key, images()), images())
-    np.testing.assert_array_equal(out, plain.apply(variables, images()))
+        assert float(jnp.abs(leaf).max()) > 1e-6, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -156,20 +126,6 @@ def test_vit_gate_places(key):
 
 
 @each_kind
-def test_bfloat16_computes_low_and_keeps_high(key, name):
-    model = tiny(name, Gate, dtype=jnp.bfloat16)
-    variables = model.init(key, images())
-    full = tiny(name, Gate)
-    jax.tree.map(np.testing.assert_array_equal, variables, full.init(key, images()))
-    out, new = model.apply(variables, images(), train=True, mutable=["batch_stats"])
-    expected, _ = full.apply(variables, images(), train=True, mutable=["batch_stats"])
-    assert out.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables, new))} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(out, expected, atol=0.1)
-    assert not np.array_equal(out, expected)
-
-
-@each_kind
 @pytest.mark.slow
 def test_remat_changes_nothing(key, name):
     extra = (
@@ -186,30 +142,6 @@ def test_remat_changes_nothing(key, name):
     assert_trees_close(
         loss_and_gradient(remat, variables, images()), loss_and_gradient(plain, variables, images()), 1e-4
     )
-
-
-@pytest.mark.parametrize("name", ["resnet50", "vit_tiny"])
-def test_remat_recomputes(key, name):
-    x = images()
-    jaxprs = []
-    for remat in (False, True):
-        model = tiny(name, remat=remat)
-        variables = jax.eval_shape(model.init, key, x)
-        jaxprs.append(str(jax.make_jaxpr(model.apply)(variables, x)))
-    assert ["prevent_cse" in jaxpr for jaxpr in jaxprs] == [False, True]
-
-
-@each_kind
-def test_without_head_gives_pooled_features(key, name):
-    model = tiny(name, num_classes=0)
-    features, variables = model.init_with_output(key, images())
-    assert "head" not in variables["params"]
-    full = tiny(name).init(key, images())
-    logits = tiny(name).apply(full, images())
-    head = full["params"]["head"]
-    without = {**full, "params": {k: v for k, v in full["params"].items() if k != "head"}}
-    features = model.apply(without, images())
-    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], logits, rtol=1e-4, atol=1e-5)
 
 
 class TwoStreams(nn.Module):
@@ -354,66 +286,15 @@ def test_parameters_of_the_gated_vit_of_the_paper():
     assert sum(found.values()) == 5_602_177
 
 
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (jnp.ones((8, 8, 3)), r"\(batch, height, width, channels\), found \(8, 8, 3\)"),
-        (jnp.ones((2, 0, 8, 3)), r"found \(2, 0, 8, 3\)"),
-        (jnp.ones((2, 8, 8, 3), jnp.uint8), "floating point, already normalised, found uint8"),
-    ],
-)
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
-def test_impossible_images(key, name, x, message):
-    with pytest.raises(ValueError, match=message):
-        tiny(name).init(key, x)
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "efficientnet_b0"])
+def test_empty_images(key, name):
+    with pytest.raises(ValueError, match=r"\(2, 0, 8, 3\)"):
+        tiny(name).init(key, jnp.ones((2, 0, 8, 3)))
 
 
 def test_patches_must_fit(key):
-    with pytest.raises(ValueError, match="patch_size: expected a divisor of height and width, found 4 for 8 x 10"):
+    with pytest.raises(ValueError, match=r"patch_size.*8 x 10"):
         tiny("vit_tiny").init(key, jnp.ones((2, 8, 10, 3)))
-
-
-def test_unknown_model():
-    with pytest.raises(ValueError, match=r"unknown model 'resnet81' \(did you mean 'resnet18'\?\)"):
-        create_model("resnet81", num_classes=2)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
-def test_gate_must_be_a_factory(name):
-    with pytest.raises(ValueError, match=r"(?s)gate: expected None or a factory.*found Gate.*Pass gate=Gate"):
-        create_model(name, num_classes=2, gate=Gate())
-
-
-@pytest.mark.parametrize("value", ["sigmoid", True, 3])
-def test_factories_are_callable(value):
-    with pytest.raises(ValueError, match=f"gate: expected None or a factory.*found {value!r}"):
-        check_factory("gate", value)
-
-
-@pytest.mark.parametrize(
-    ("name", "kwargs", "message"),
-    [
-        ("resnet18", {"widht": 8}, r"expected arguments of .*stem.*, found 'widht' \(did you mean 'width'\?\)"),
-        ("resnet18", {"parent": None}, "found 'parent'"),
-        ("resnet18", {"stem": "vgg"}, "stem: expected one of 'cifar', 'imagenet', found 'vgg'"),
-        ("resnet18", {"gate_placement": "head"}, "gate_placement: expected one of"),
-        ("resnet18", {"width": 0}, "width: expected a finite number > 0, found 0"),
-        ("resnet18", {"stage_sizes": ()}, "stages: expected a finite number > 0, found 0"),
-        ("resnet18", {"stage_sizes": (1, 0)}, r"stage_sizes\[1\]: expected a finite number > 0"),
-        ("resnet18", {"num_classes": -1}, "num_classes: expected an integer >= 0, found -1"),
-        ("resnet18", {"norm": nn.BatchNorm()}, "norm: expected None or a factory"),
-        ("vit_tiny", {"depth": 0}, "depth: expected a finite number > 0"),
-        ("vit_tiny", {"num_heads": 5}, "num_heads: expected a divisor of dim 192, found 5"),
-        ("vit_tiny", {"drop_path": 1.0}, r"drop_path: expected a number in \[0, 1\), found 1.0"),
-        ("vit_tiny", {"pool": "max"}, "pool: expected one of 'token', 'avg', found 'max'"),
-        ("vit_tiny", {"class_token": False}, "class_token: expected True for pool='token'"),
-        ("vit_tiny", {"mixer": TokenMlp()}, "mixer: expected None or a factory"),
-        ("vit_tiny", {"stem": "cifar"}, "model 'vit_tiny': expected arguments of .*, found 'stem'"),
-    ],
-)
-def test_impossible_arguments(name, kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        create_model(name, **{"num_classes": 2, **kwargs})
 
 
 def test_a_residual_block_needs_its_branch(key):

@@ -1,4 +1,4 @@
-"""The multi-stream model: counts of the paper at full size, gates by stream, its ungated twin, bad input."""
+"""The multi-stream model: counts of the paper at full size, gates by stream, bad input; see also test_registry."""
 
 import functools
 
@@ -19,7 +19,6 @@ TINY = {
     "efficientnet_b0": {"stages": (Stage(2, 8, 1, 3, 1),), "stem_features": 8, "features": 12},
     "vit_tiny": {"patch_size": 4, "dim": 24, "depth": 1, "num_heads": 3},
 }
-OPEN = functools.partial(Gate, kind="relu")
 
 subsets = st.sets(st.sampled_from(sorted(INPUT_CHANNELS)), min_size=1)
 
@@ -101,17 +100,6 @@ def test_forward_keeps_the_batch_axis(backbone, batch):
         assert jax.eval_shape(call, variables, x)[0].shape == (batch, 1)
 
 
-@pytest.mark.slow
-def test_the_baseline_has_the_same_params(key):
-    make = functools.partial(tiny, "vit_tiny", ("mask", "depth"))
-    x = inputs(("mask", "depth"))
-    gated, plain = (make(gate).init(key, x) for gate in (Gate, None))
-    assert set(gated) - set(plain) == {"gates"}
-    jax.tree.map(np.testing.assert_array_equal, gated["params"], plain["params"])
-    opened = {**gated, "gates": jax.tree.map(jnp.ones_like, gated["gates"])}
-    np.testing.assert_array_equal(make(OPEN).apply(opened, x), make().apply(plain, x))
-
-
 def test_output_is_that_of_its_parts(key):
     """By hand: features of each stream, then the two gated layers."""
     x, streams = inputs(), ("rgb", "mask")
@@ -152,15 +140,6 @@ def test_order_of_the_attribute_does_not_matter(key):
     np.testing.assert_array_equal(out, swapped)
 
 
-def test_without_head_gives_the_hidden_layer(key):
-    full = tiny(gate=Gate)
-    out, variables = full.init_with_output(key, inputs())
-    features = tiny(gate=Gate, num_classes=0).apply(variables, inputs())
-    head = variables["params"]["head"]
-    assert features.shape == (3, 6)
-    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], out, rtol=1e-4, atol=1e-5)
-
-
 def test_dropout_is_off_in_evaluation_and_random_in_training(key):
     variables = tiny().init(key, inputs())
     noisy = tiny(dropout=0.5)
@@ -183,45 +162,18 @@ def test_options_reach_the_backbones():
 
 
 @pytest.mark.parametrize(
-    ("x", "message"),
+    ("x", "words"),
     [
-        (inputs(("rgb",)), "expected the streams rgb, mask, found rgb"),
-        (inputs(("rgb", "mask", "depth")), "expected the streams rgb, mask, found depth, mask, rgb"),
-        ({}, "expected the streams rgb, mask, found none"),
-        (
-            {**inputs(), "mask": jnp.ones((3, 8, 8, 1))},
-            r"stream 'mask': expected .*width, 3\), found",
-        ),
-        ({**inputs(), "rgb": jnp.ones((8, 8, 3))}, r"stream 'rgb': expected .*, found \(8, 8, 3\)"),
-        ({**inputs(), "rgb": jnp.ones((2, 8, 8, 3))}, "expected one batch size, found {'rgb': 2, 'mask': 3}"),
-        ({**inputs(), "rgb": jnp.ones((3, 8, 8, 3), jnp.uint8)}, "already normalised, found uint8"),
-        (jnp.ones((3, 8, 8, 3)), "Mapping|expected a dict of the streams rgb, mask"),
+        (inputs(("rgb",)), "rgb, mask.*found rgb"),
+        (inputs(("rgb", "mask", "depth")), "rgb, mask.*found depth, mask, rgb"),
+        ({}, "rgb, mask.*found none"),
+        ({**inputs(), "mask": jnp.ones((3, 8, 8, 1))}, r"mask.*3\).*found \(3, 8, 8, 1\)"),
+        ({**inputs(), "rgb": jnp.ones((8, 8, 3))}, r"rgb.*found \(8, 8, 3\)"),
+        ({**inputs(), "rgb": jnp.ones((2, 8, 8, 3))}, "found {'rgb': 2, 'mask': 3}"),
+        (jnp.ones((3, 8, 8, 3)), "Mapping|rgb, mask"),
     ],
 )
-def test_impossible_inputs(key, x, message):
+def test_impossible_inputs(key, x, words):
     # With the shape checks on, a wrong type is reported by them before the library's own check.
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(Exception, match=words):
         tiny().init(key, x)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"streams": ()}, "streams: expected one or more of rgb, mask, depth, each once, found"),
-        ({"streams": ("rgb", "rgb")}, "each once, found"),
-        ({"streams": ("rgb", "loc")}, "each once, found"),
-        ({"backbone": "resnet81"}, r"unknown backbone 'resnet81' \(did you mean 'resnet18'\?\)"),
-        ({"backbone": "multistream"}, "unknown backbone 'multistream'"),
-        ({"hidden": -1}, "hidden: expected an integer >= 0, found -1"),
-        ({"dropout": 1.0}, r"dropout: expected a number in \[0, 1\)"),
-        ({"num_classes": -1}, "num_classes: expected an integer >= 0, found -1"),
-        ({"gate": Gate()}, "gate: expected None or a factory"),
-        ({"backbone_options": {"widht": 8}}, r"backbone 'resnet18': .*, found 'widht' \(did you mean 'width'"),
-        ({"backbone_options": {"width": 0}}, "width: expected a finite number > 0, found 0"),
-        ({"backbone_options": {"gate": None}}, "backbone_options: expected none of .*, found gate"),
-        ({"bakcbone": "resnet18"}, "model 'multistream': expected arguments of .*, found 'bakcbone'"),
-    ],
-)
-def test_impossible_arguments(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        create_model("multistream", **{"num_classes": 2, **kwargs})

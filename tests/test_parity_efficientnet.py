@@ -1,52 +1,14 @@
 """EfficientNet-B0 against timm's, with the same weights."""
 
-import re
-
 import jax
 import numpy as np
 import pytest
-from test_parity_timm import assert_same_shapes, images, jitter, timm, to_flax, torch, torch_images
+from test_parity_timm import images, jitter, timm, torch, torch_images
+from timm_weights import from_torch
 
 from fsg_jax.models import Stage, create_model
 
 pytestmark = pytest.mark.parity
-
-RENAMES = [
-    (r"conv_reduce", "fc1"),
-    (r"conv_expand", "fc2"),
-    (r"^conv_stem|^conv_head", lambda match: {"conv_stem": "stem_conv", "conv_head": "top_conv"}[match[0]]),
-    (r"^bn1", "stem_bn"),
-    (r"^bn2", "top_bn"),
-    (r"^classifier", "head"),
-]
-# The first stage of timm has no expansion, so its layers go by other names.
-SEPARABLE = {"conv_dw": "depthwise_conv", "bn1": "depthwise_bn", "conv_pw": "project_conv", "bn2": "project_bn"}
-INVERTED = {
-    "conv_pw": "expand_conv",
-    "bn1": "expand_bn",
-    "conv_dw": "depthwise_conv",
-    "bn2": "depthwise_bn",
-    "conv_pwl": "project_conv",
-    "bn3": "project_bn",
-}
-
-
-def rename(name):
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    if block := re.match(r"blocks\.(\d+)\.(\d+)\.(\w+)\.(.*)", name):
-        stage, index, layer, rest = block.groups()
-        layer = (SEPARABLE if stage == "0" else INVERTED).get(layer, layer)
-        name = f"stage{int(stage) + 1}_{index}.{layer}.{rest}"
-    return name
-
-
-def variables_of(module):
-    tree = to_flax({rename(name): tensor for name, tensor in module.state_dict().items()})
-    for block in tree["params"].values():
-        if "gate" in block:  # the name that the squeeze-and-excitation of timm has among our gates
-            block["se"] = block.pop("gate")
-    return tree
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +20,8 @@ def theirs():
 @pytest.mark.parametrize("size", [64, 45])
 def test_outputs(theirs, size):
     ours = create_model("efficientnet_b0", num_classes=7)
-    variables = variables_of(theirs)
     x = images(batch=2, size=size)
-    assert_same_shapes(variables, ours, x)
+    variables = from_torch(ours, x, theirs.state_dict())
     with torch.no_grad():
         expected = theirs.eval()(torch_images(x)).numpy()
     np.testing.assert_allclose(jax.jit(ours.apply)(variables, x), expected, rtol=1e-3, atol=2e-4)
@@ -68,13 +29,13 @@ def test_outputs(theirs, size):
 
 def test_in_training(theirs):
     ours = create_model("efficientnet_b0", num_classes=7)
-    variables = variables_of(theirs)
     x = images(batch=4, size=64)
+    variables = from_torch(ours, x, theirs.state_dict())
     with torch.no_grad():
         expected = theirs.train()(torch_images(x)).numpy()
     out, new = jax.jit(lambda v: ours.apply(v, x, train=True, mutable=["batch_stats"]))(variables)
     np.testing.assert_allclose(out, expected, rtol=1e-3, atol=2e-3)
-    moved = variables_of(theirs)["batch_stats"]
+    moved = from_torch(ours, x, theirs.state_dict())["batch_stats"]
 
     def check(path, mean, wanted):
         if path[-1].key == "mean":
@@ -101,4 +62,4 @@ def test_initial_weights_have_the_same_spread():
     def check(path, a, b):
         np.testing.assert_allclose(np.std(a), np.std(b), rtol=0.15, err_msg=jax.tree_util.keystr(path))
 
-    jax.tree_util.tree_map_with_path(check, params, variables_of(module)["params"])
+    jax.tree_util.tree_map_with_path(check, params, from_torch(ours, images(size=8), module.state_dict())["params"])

@@ -1,12 +1,11 @@
 """The models and the data-dependent gates against timm, with the same weights."""
 
-import re
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from timm_weights import from_torch
 from torchvision_operators import declare_missing_operators
 
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
@@ -32,43 +31,6 @@ def _import_timm():
 
 timm = _import_timm()
 
-RENAMES = [
-    (r"(layer\d|blocks)\.(\d+)\.", r"\1_\2."),
-    (r"downsample\.0\.", "downsample_conv."),
-    (r"downsample\.1\.", "downsample_bn."),
-    (r"^fc\.", "head."),
-    (r"\.se\.", ".gate."),
-]
-
-
-def to_flax(tensors):
-    """Variables of our models with the values of named PyTorch tensors."""
-    tree = {}
-    for name, tensor in tensors.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        *path, leaf = name.split(".")
-        collection, leaf, value = _leaf(leaf, tensor.detach().numpy(), path)
-        node = tree.setdefault(collection, {})
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = jnp.asarray(value)
-    return tree
-
-
-def _leaf(name, value, path):
-    if name.startswith("running_"):
-        return "batch_stats", name.removeprefix("running_"), value
-    if name != "weight":
-        return "params", name, value
-    if value.ndim == 1:
-        return "params", "scale", value
-    value = np.transpose(value, (*range(2, value.ndim), 1, 0))
-    dense = "gate" in path and "fc" in path[-1]
-    return "params", "kernel", value[0, 0] if dense else value
-
 
 def jitter(module, seed=0):
     """Move every parameter and statistic off its initial value, so that none is compared at 0 or 1."""
@@ -90,12 +52,6 @@ def torch_images(x):
     return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
 
 
-def assert_same_shapes(variables, model, x):
-    expected = jax.eval_shape(model.init, jax.random.key(0), x)
-    shapes = jax.tree.map(lambda leaf: leaf.shape, variables)
-    assert shapes == jax.tree.map(lambda leaf: leaf.shape, expected)
-
-
 def resnet_pair(block, stem, attention=None, gate=None):
     """The first two stages of a ResNet of timm, its twin and the twin's variables."""
     name, expansion = {"BasicBlock": ("resnet18", 1), "Bottleneck": ("resnet50", 4)}[block]
@@ -111,9 +67,7 @@ def resnet_pair(block, stem, attention=None, gate=None):
         theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
         theirs.maxpool = torch.nn.Identity()
     ours = create_model(name, num_classes=7, stage_sizes=(2, 1), stem=stem, gate=gate, gate_placement="residual")
-    variables = to_flax(jitter(theirs).state_dict())
-    assert_same_shapes(variables, ours, images())
-    return theirs, ours, variables
+    return theirs, ours, from_torch(ours, images(), jitter(theirs).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -142,7 +96,7 @@ def test_resnet_in_training(block, stem):
         expected = theirs.train()(torch_images(x)).numpy()
     out, new = ours.apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=2e-4)
-    moved = to_flax(theirs.state_dict())["batch_stats"]
+    moved = from_torch(ours, x, theirs.state_dict())["batch_stats"]
 
     def check(path, ours, theirs):
         if path[-1].key == "mean":
@@ -169,10 +123,8 @@ def test_attention_resnet_outputs(block, attention, gate):
 @pytest.mark.parametrize(("module", "gate"), [("SEModule", SqueezeExcite), ("EcaModule", EfficientChannelAttention)])
 def test_attention_gates(module, gate, channels):
     theirs = jitter(getattr(timm.layers, module)(channels))
-    named = {f"gate.{name}": tensor for name, tensor in theirs.state_dict().items()}
-    variables = {"params": to_flax(named)["params"]["gate"]}
     x = jax.random.normal(jax.random.key(1), (2, 5, 6, channels))
-    assert_same_shapes(variables, gate(), x)
+    variables = from_torch(gate(), x, theirs.state_dict())
     with torch.no_grad():
         expected = np.moveaxis(theirs(torch_images(x)).numpy(), 1, -1)
     np.testing.assert_allclose(gate().apply(variables, x), expected, rtol=1e-5, atol=1e-6)
@@ -185,9 +137,7 @@ def vit_pair(pool="token", init_values=0.1, class_token=True):
         img_size=32, embed_dim=48, init_values=init_values, global_pool=pool, **shape
     )
     ours = create_model("vit_tiny", dim=48, layer_scale=init_values, pool=pool, **shape)
-    variables = to_flax(jitter(theirs).state_dict())
-    assert_same_shapes(variables, ours, images())
-    return theirs, ours, variables
+    return theirs, ours, from_torch(ours, images(), jitter(theirs).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +157,7 @@ def test_vit_outputs_and_gradients(pool, init_values, class_token):
 
     gradient, out = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     np.testing.assert_allclose(out, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
-    wanted = to_flax({name: p.grad for name, p in theirs.named_parameters()})["params"]
+    wanted = from_torch(ours, x, {name: p.grad for name, p in theirs.named_parameters()})["params"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), gradient, wanted)
 
 
@@ -224,4 +174,4 @@ def test_initial_weights_have_the_same_spread():
         np.testing.assert_allclose(np.std(a), np.std(b), rtol=0.35, err_msg=name)
         np.testing.assert_allclose(np.mean(a), np.mean(b), atol=8 * np.std(b) / np.sqrt(b.size), err_msg=name)
 
-    jax.tree_util.tree_map_with_path(check, params, to_flax(theirs.state_dict())["params"])
+    jax.tree_util.tree_map_with_path(check, params, from_torch(ours, images(), theirs.state_dict())["params"])

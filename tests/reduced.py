@@ -1,0 +1,85 @@
+"""Every registered model at a reduced size, with the gate placements that it has: the table of test_registry.py."""
+
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timm_weights
+
+from fsg_jax.gates.gate import Gate
+from fsg_jax.models import Stage, create_model
+
+BATCH, CLASSES = 4, 5
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Options of a reduced model.
+
+    Attributes:
+      options: arguments of `create_model`; the number of heads, the kind of block and the like stay the variant's.
+      placements: further arguments, one entry for each place where the model can have its gates, the default first.
+      size: height and width of its images, unequal so that exchanged axes are seen.
+      channels: of its images by stream; empty if it takes one image.
+      shifts: pattern of the leaves that only shift what a 1x1 convolution and BatchNorm then take the mean from, so
+        that their gradient is 0 in training.
+    """
+
+    options: dict[str, Any]
+    placements: tuple[dict[str, Any], ...] = ({},)
+    size: tuple[int, int] = (12, 8)
+    channels: dict[str, int] = field(default_factory=dict)
+    shifts: str = "none"
+
+
+def resnet(**options: Any) -> Reduced:
+    placements = tuple({"gate_placement": place} for place in ("stage", "block", "residual"))
+    return Reduced({"width": 8, **options}, placements, size=(13, 10))
+
+
+STREAM_BACKBONE = {"stage_sizes": (1,), "width": 8}
+REDUCED = {
+    "resnet18": resnet(stage_sizes=(1, 1)),
+    "resnet34": resnet(stage_sizes=(2, 1), stem="imagenet"),
+    "resnet50": resnet(stage_sizes=(2, 1), stem="imagenet"),
+    "efficientnet_b0": Reduced(
+        {"stages": (Stage(1, 8, 1, 3, 1), Stage(3, 16, 2, 5, 2)), "stem_features": 8, "features": 16},
+        ({"gate_placement": "stage"}, {"gate_placement": "block"}),
+        size=(16, 12),
+        shifts="params/.*/project_bn/bias",
+    ),
+    "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}),
+    "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),
+    "vit_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),
+    "multistream": Reduced(
+        {"streams": ("rgb", "depth"), "hidden": 6, "backbone_options": STREAM_BACKBONE},
+        ({}, {"backbone_options": {**STREAM_BACKBONE, "gate_placement": "residual"}}),
+        size=(13, 10),
+        channels={"rgb": 3, "depth": 1},
+    ),
+}
+
+
+def reduced(name: str, /, gate: Any = Gate, num_classes: int = CLASSES, **options: Any) -> nn.Module:
+    return create_model(name, num_classes=num_classes, gate=gate, **{**REDUCED[name].options, **options})
+
+
+@cache
+def inputs(name: str) -> Any:
+    """A batch of images by the rule, by stream where the model takes several."""
+    draw = partial(timm_weights.images, batch=BATCH, height=REDUCED[name].size[0], width=REDUCED[name].size[1])
+    by_stream = {stream: draw(f"{name}/{stream}", channels=c) for stream, c in REDUCED[name].channels.items()}
+    return jax.tree.map(jnp.asarray, by_stream or draw(f"{name}/x", channels=3))
+
+
+def labels() -> np.ndarray:
+    return np.arange(BATCH, dtype=np.int32)
+
+
+def variables(name: str, gate: Any = Gate, num_classes: int = CLASSES, **options: Any) -> dict[str, Any]:
+    """Weights by the rule: nothing is at its initial value, and nothing is compiled."""
+    return jax.tree.map(jnp.asarray, timm_weights.fill(reduced(name, gate, num_classes, **options), inputs(name)))

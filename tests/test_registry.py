@@ -1,0 +1,182 @@
+"""Every registered model with every property, at the reduced sizes of reduced.py. For its numbers see test_goldens."""
+
+import functools
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from golden_steps import trained
+from reduced import BATCH, CLASSES, REDUCED, inputs, reduced, variables
+
+import fsg_jax as fsg
+from fsg_jax.gates.gate import Gate
+from fsg_jax.gates.summary import find_gate_kinds
+from fsg_jax.models import create_model, list_models
+
+OPEN = functools.partial(Gate, kind="relu")
+HARD = functools.partial(Gate, kind="hard_concrete")
+
+each_model = pytest.mark.parametrize("name", list_models())
+each_placement = pytest.mark.parametrize(
+    ("name", "placement"),
+    [
+        pytest.param(name, options, id=f"{name}-{i}")
+        for name in list_models()
+        for i, options in enumerate(REDUCED[name].placements if name in REDUCED else [None])
+    ],
+)
+
+
+def some(x, rows):
+    return jax.tree.map(lambda leaf: leaf[rows], x)
+
+
+def ungated(tree):
+    return {k: v for k, v in tree.items() if k != "gates"}
+
+
+def test_the_table_knows_every_model():
+    assert sorted(REDUCED) == list_models()
+
+
+@each_model
+def test_float32_logits_in_evaluation_and_training(name):
+    out = reduced(name).apply(variables(name), inputs(name))
+    assert (out.shape, out.dtype) == ((BATCH, CLASSES), jnp.float32)
+    assert np.all(np.isfinite(out))
+    assert np.std(out, axis=0).min() > 1e-3  # images matter
+    training = functools.partial(reduced(name).apply, train=True, mutable=["batch_stats"])
+    shape, updated = jax.eval_shape(training, variables(name), inputs(name))
+    assert (shape.shape, shape.dtype) == ((BATCH, CLASSES), jnp.float32)
+    assert (
+        flatten_dict(updated.get("batch_stats", {})).keys()
+        == flatten_dict(variables(name).get("batch_stats", {})).keys()
+    )
+
+
+@each_placement
+def test_the_ungated_twin_starts_with_the_same_values(name, placement):
+    """With a generator that compiles faster than the default one; what is drawn depends on names alone."""
+    key = jax.random.key(0, impl="unsafe_rbg")
+    gated, plain = (reduced(name, gate, **placement).init(key, inputs(name)) for gate in (Gate, None))
+    assert gated.keys() - plain.keys() == {"gates"}
+    jax.tree.map(np.testing.assert_array_equal, ungated(gated), plain)
+
+
+@each_placement
+def test_open_gates_are_the_baseline(name, placement):
+    weights = variables(name, OPEN, **placement)
+    opened = {**weights, "gates": jax.tree.map(jnp.ones_like, weights["gates"])}
+    plain = reduced(name, None, **placement).apply(ungated(weights), inputs(name))
+    np.testing.assert_array_equal(reduced(name, OPEN, **placement).apply(opened, inputs(name)), plain)
+    assert not np.allclose(reduced(name, OPEN, **placement).apply(weights, inputs(name)), plain, rtol=1e-2)
+
+
+@each_placement
+def test_gate_kinds_and_summary_cover_every_gate(name, placement):
+    model, weights = reduced(name, HARD, **placement), variables(name, HARD, **placement)
+    kinds = find_gate_kinds(model, jax.random.key(0), inputs(name))
+    names = {"/".join(path[:-1]) for path in flatten_dict(weights["gates"])}
+    assert len(kinds) == len(names) > 0
+    assert dict(kinds) == dict.fromkeys(names, "hard_concrete")
+    assert fsg.gate_summary(SimpleNamespace(gates=weights["gates"], gate_kinds=kinds)).keys() == names
+
+
+@each_model
+def test_without_classes_gives_the_features_under_the_head(name):
+    weights = variables(name)
+    features = reduced(name, num_classes=0).apply(variables(name, num_classes=0), inputs(name))
+    head = weights["params"]["head"]
+    assert flatten_dict(weights).keys() - flatten_dict(variables(name, num_classes=0)).keys() == {
+        ("params", "head", "kernel"),
+        ("params", "head", "bias"),
+    }
+    assert features.dtype == jnp.float32
+    logits = reduced(name).apply(weights, inputs(name))
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], logits, rtol=1e-4, atol=1e-5)
+
+
+@each_model
+def test_bfloat16_computes_low_and_keeps_high(name):
+    model, full = reduced(name, dtype=jnp.bfloat16), reduced(name)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs(name))
+    assert shapes == jax.eval_shape(full.init, jax.random.key(0), inputs(name))
+    training = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(training, shapes, inputs(name)))} == {
+        jnp.dtype("float32")
+    }
+    out, expected = (m.apply(variables(name), inputs(name)) for m in (model, full))
+    assert out.dtype == jnp.float32
+    assert 0 < np.abs(out - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@each_model
+def test_every_leaf_gets_a_finite_gradient(name):
+    changes, _ = trained(name)
+    for path, change in flatten_dict(changes, sep="/").items():
+        assert np.all(np.isfinite(change)), path
+        assert (np.linalg.norm(change) > 1e-3) != bool(re.fullmatch(REDUCED[name].shifts, path)), path
+
+
+def in_training(name, weights, remat):
+    model, rngs = reduced(name, remat=remat), {"gates": jax.random.key(1), "dropout": jax.random.key(2)}
+    return model.apply(weights, inputs(name), train=True, rngs=rngs, mutable=["batch_stats"])
+
+
+@each_model
+def test_rematerialisation_changes_no_output(name):
+    jaxprs = [
+        str(jax.make_jaxpr(reduced(name, remat=remat).apply)(variables(name), inputs(name))) for remat in (False, True)
+    ]
+    assert ["prevent_cse" in jaxpr for jaxpr in jaxprs] == [False, True]
+    results = [in_training(name, variables(name), remat) for remat in (False, True)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
+
+
+@each_model
+@pytest.mark.slow
+def test_rematerialisation_changes_no_gradient(name):
+    weights = variables(name)
+    fixed = {k: v for k, v in weights.items() if k == "batch_stats"}
+
+    def gradient(remat):
+        def loss(trained):
+            return jnp.mean((in_training(name, {**trained, **fixed}, remat)[0] - 1) ** 2)
+
+        return jax.jit(jax.grad(loss))({k: v for k, v in weights.items() if k not in fixed})
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradient(True), gradient(False))
+
+
+@each_model
+def test_a_row_does_not_depend_on_its_batch(name):
+    """Compiled, and one by one in batches of one."""
+    model, weights = reduced(name), variables(name)
+    compiled = jax.jit(model.apply)(weights, inputs(name))
+    for i in (0, BATCH - 1):
+        alone = model.apply(weights, some(inputs(name), slice(i, i + 1)))
+        assert alone.shape == (1, CLASSES)
+        np.testing.assert_allclose(alone[0], compiled[i], rtol=1e-4, atol=1e-5)
+
+
+@each_model
+def test_an_unknown_argument_is_named(name):
+    with pytest.raises(ValueError, match=f"(?s){name}.*no_such_thing"):
+        create_model(name, num_classes=CLASSES, no_such_thing=1)
+
+
+@each_model
+def test_raw_pixels_are_refused(name):
+    pixels = jax.tree.map(lambda x: np.zeros(x.shape, np.uint8), inputs(name))
+    with pytest.raises(ValueError, match="uint8"):
+        jax.eval_shape(reduced(name).init, jax.random.key(0), pixels)
+
+
+@each_model
+def test_images_of_another_rank_are_refused(name):
+    with pytest.raises(ValueError, match=r"\(batch, height, width, \w+\)"):
+        jax.eval_shape(reduced(name).init, jax.random.key(0), some(inputs(name), 0))
