@@ -7,7 +7,7 @@ import pytest
 
 from fsg_jax.gates.gate import Gate
 from fsg_jax.models import Stage, create_model
-from fsg_jax.models.layers import check_factory
+from fsg_jax.models.arguments import check_factory
 
 CASES = [
     ("resnet81", {}, ("'resnet81'", "'resnet18'")),

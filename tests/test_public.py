@@ -10,12 +10,13 @@ import pytest
 import fsg_jax as fsg
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 HEAVY = ("grain", "tensorflow", "tensorflow_datasets", "matplotlib", "torch", "tqdm", "pooch", "PIL", "sklearn")
 
 
 def test_readme_code_runs(capsys):
-    """All Python blocks of the README, one after another in one namespace, as a reader would type them."""
+    """All Python blocks of README and docs, one after another in one namespace, as a reader would type them."""
     assert len(BLOCKS) >= 3
     namespace: dict = {}
     for block in BLOCKS:
