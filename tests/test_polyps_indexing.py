@@ -173,7 +173,7 @@ def test_another_dataset_or_other_options_in_one_folder_are_refused(roots, tmp_p
     write_lesions(root, {"001-001_1": "99"})
     with pytest.raises(UserError, match=r"tables.lesion_info.csv: "):
         call(monkeypatch, "real-colon", root, "--out", out)
-    with pytest.raises(UserError, match="expected an empty folder or config.json in it"):
+    with pytest.raises(UserError, match=r"expected an empty folder or config\.json in it"):
         call(monkeypatch, "real-colon", root, "--out", roots["sun"])
 
 
