@@ -105,7 +105,7 @@ def test_factor_is_one_per_example_and_channel_between_0_and_1(gate, seed, size)
 @pytest.mark.parametrize("axis", [0, -3, 3])
 @pytest.mark.parametrize("gate", GATES)
 def test_impossible_axis(key, gate, axis):
-    with pytest.raises(ValueError, match=f"channel axis {axis} does not fit"):
+    with pytest.raises(ValueError, match=f"axis: .*found {axis}"):
         gate(axis=axis).init(key, jnp.ones((2, 4, 8)))
 
 
@@ -118,5 +118,5 @@ def test_impossible_axis(key, gate, axis):
 )
 def test_impossible_constants(key, gate, argument):
     module: nn.Module = gate()
-    with pytest.raises(ValueError, match=f"{argument} must be positive; found 0"):
+    with pytest.raises(ValueError, match=f"{argument}: expected a finite number > 0, found 0"):
         module.init(key, jnp.ones((2, 4, 8)))

@@ -149,8 +149,8 @@ def test_gate_in_a_model_of_ones_own_leaves_its_params_alone():
     [
         ({"kind": "sigmoyd"}, "sigmoid"),
         ({"logits_init": "xaviar"}, "xavier"),
-        ({"axis": 2}, "axis 2"),
-        ({"axis": -3}, "axis -3"),
+        ({"axis": 2}, "axis: .*found 2"),
+        ({"axis": -3}, "axis: .*found -3"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
@@ -165,7 +165,7 @@ def test_logits_of_another_width_are_named():
 
 
 def test_stochastic_gate_without_a_key():
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="key: expected one"):
         squash(jnp.zeros(3), "hard_concrete", train=True)
 
 

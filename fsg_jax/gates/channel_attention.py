@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fsg_jax._checks import check_positive
 from fsg_jax.gates.gate import squash_in
 
 
@@ -35,8 +36,7 @@ class SqueezeExcite(nn.Module):
         Raises:
           ValueError: `axis` is not a channel axis of `x`, or `reduction` is not positive.
         """
-        if self.reduction <= 0:
-            raise ValueError(f"reduction must be positive; found {self.reduction}")
+        check_positive(reduction=self.reduction)
         pooled = pool_channels(x, self.axis)
         channels = pooled.shape[-1]
         hidden = max(8, int(channels / self.reduction + 4) // 8 * 8)
@@ -68,8 +68,7 @@ class EfficientChannelAttention(nn.Module):
         Raises:
           ValueError: `axis` is not a channel axis of `x`, or `gamma` is not positive.
         """
-        if self.gamma <= 0:
-            raise ValueError(f"gamma must be positive; found {self.gamma}")
+        check_positive(gamma=self.gamma)
         pooled = pool_channels(x, self.axis)
         t = int(abs(math.log2(pooled.shape[-1]) + self.beta) / self.gamma)
         size = max(t if t % 2 else t + 1, 3)
@@ -84,7 +83,7 @@ def pool_channels(x: Float[Array, "batch ..."], axis: int) -> Float[Array, "batc
       ValueError: `axis` is out of range or is the batch.
     """
     if not -x.ndim < axis < x.ndim or axis == 0:
-        raise ValueError(f"channel axis {axis} does not fit an input of shape {x.shape}, whose axis 0 is the batch")
+        raise ValueError(f"axis: expected a channel axis of the input, of shape {x.shape}, found {axis}")
     others = tuple(i for i in range(1, x.ndim) if i != axis % x.ndim)
     return x.astype(jnp.float32).mean(others)
 

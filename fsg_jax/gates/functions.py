@@ -89,5 +89,5 @@ def squash(
     if not train or rule.sample is None:
         return rule.values(logits)
     if key is None:
-        raise ValueError(f"gate kind {kind!r} is drawn at random in training and needs a key; got key=None")
+        raise ValueError(f"key: expected one, for gates of kind {kind!r} are drawn at random in training, found None")
     return rule.sample(logits, key)

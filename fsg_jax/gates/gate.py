@@ -78,7 +78,7 @@ class Gate(nn.Module):
           ValueError: unknown kind or init, `axis` out of range, or stored logits that do not fit the channels.
         """
         if not -x.ndim <= self.axis < x.ndim:
-            raise ValueError(f"gate axis {self.axis} is out of range for an input of shape {x.shape}")
+            raise ValueError(f"axis: expected an axis of the input, of shape {x.shape}, found {self.axis}")
         axis = self.axis % x.ndim
         init = get_init(self.logits_init, self.kind, self.init_value)
         shape = (x.shape[axis],)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fsg_jax._checks import look_up
+from fsg_jax._checks import check_choice, look_up
 from fsg_jax.gates.functions import HARD_CONCRETE_BETA, HARD_CONCRETE_HIGH, HARD_CONCRETE_LOW, squash
 from fsg_jax.gates.summary import binary_entropy, flat_gates
 from fsg_jax.typing import GateKinds, Penalty
@@ -33,7 +33,7 @@ def expected_l0(logits: Float[Array, "..."], kind: str = "hard_concrete") -> Flo
         return jnp.sum(jax.nn.sigmoid(logits - shift))
     if kind == "straight_through":
         return jnp.sum(jax.nn.sigmoid(logits))
-    raise ValueError(f"expected_l0 is defined for hard_concrete and straight_through gates; got kind {kind!r}")
+    raise ValueError(f"kind: expected hard_concrete or straight_through for the penalty l0, found {kind!r}")
 
 
 def entropy(values: Float[Array, "..."]) -> Float[Array, ""]:
@@ -64,10 +64,9 @@ def gate_penalty(name: str, weight: float, *, reduction: str = "sum") -> Penalty
       ``penalty(gates, kinds)``: the ``"gates"`` collection and `TrainState.gate_kinds` to a scalar.
     """
     rule = look_up(PENALTIES, name, "gate penalty")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean'; got {reduction!r}")
+    check_choice("reduction", reduction, ("sum", "mean"))
     if not math.isfinite(weight):
-        raise ValueError(f"penalty weight must be finite; got {weight}")
+        raise ValueError(f"weight: expected a finite number, found {weight}")
 
     def penalty(gates: Mapping[str, Any], kinds: GateKinds) -> Array:
         leaves = flat_gates(gates, kinds)

@@ -39,7 +39,7 @@ def flat_gates(gates: Mapping[str, Any], kinds: tuple[tuple[str, str], ...]) -> 
     """
     flat = {name.removesuffix("logits").rstrip("/"): leaf for name, leaf in flatten_dict(gates, sep="/").items()}
     if unknown := sorted(set(flat) ^ {name for name, _ in kinds}):
-        raise ValueError(f"the 'gates' collection and the recorded gate kinds differ at {unknown}")
+        raise ValueError(f"gates: expected the gates whose kinds are recorded, found differences at {unknown}")
     return [(name, flat[name], kind) for name, kind in kinds]
 
 

@@ -82,7 +82,7 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
     if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(f"fsdp is {fsdp}; expected a divisor of {len(devices)}, the number of devices")
+        raise ValueError(f"fsdp: expected a divisor of {len(devices)}, the number of devices, found {fsdp}")
     return Mesh(np.array(devices).reshape(-1, fsdp), AXES)
 
 
@@ -143,7 +143,7 @@ def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
         if leaf.shape[0] % count:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
-                f"{name} has {leaf.shape[0]} rows in this process; expected a multiple of its {count} devices"
+                f"{name}: expected a multiple of the {count} devices of this process, found {leaf.shape[0]} rows"
             )
     if sharding.is_fully_addressable:
         return jax.device_put(dict(batch), sharding)

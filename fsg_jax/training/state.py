@@ -101,7 +101,7 @@ def init_state(
       ValueError: a leaf without or with two labels, named; `ema_decay` out of range.
     """
     if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay must be in (0, 1) or None; got {ema_decay}")
+        raise ValueError(f"ema_decay: expected a number in (0, 1) or None, found {ema_decay}")
     init_key, rng = jax.random.split(key)
     if variables is None:
         variables = jax.jit(model.init)(init_key, inputs)
