@@ -29,8 +29,9 @@ demo-polyps: setup
 	$(BIN)/python -m experiments.ablate polyp_phantom --data.index $(PHANTOM)/index --data.splits $(PHANTOM)/splits.csv \
 	  --streams mask --arms baseline fsg_gr --train.epochs 15 --out $(PHANTOM)/runs --resume
 
+# Compiling takes most of the time: here without XLA's costly passes, in all other test targets with them.
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m "$(MARKS)"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 -m "$(MARKS)"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not tfds and not parity"

@@ -100,7 +100,7 @@ def test_streams_are_split_by_rows(report):
 
 def test_what_does_not_divide(report):
     assert "image: expected a multiple of" in report["odd batch"]
-    assert "multiple of its 8 devices" in report["odd batch"]
+    assert "8 devices of this process, found 12 rows" in report["odd batch"]
     assert "fsdp: expected a divisor" in report["odd mesh"]
 
 
