@@ -20,10 +20,10 @@ OURS = partial(conv_general_dilated, dimension_numbers=LAYOUT)
 
 def value_and_gradients(conv, x, kernel, strides, padding, **options):
     y, pull = jax.vjp(lambda x, kernel: conv(x, kernel, strides, padding, **options), x, kernel)
-    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+    return y, *pull(jnp.asarray(np.cos(np.arange(y.size)).reshape(y.shape), jnp.float32))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -33,8 +33,8 @@ def value_and_gradients(conv, x, kernel, strides, padding, **options):
     ),
 )
 def test_values_and_gradients_are_those_of_jax(size, kernel, strides, padding):
-    keys = jax.random.split(jax.random.key(sum(size)))
-    x, w = jax.random.normal(keys[0], (2, *size, 3)), jax.random.normal(keys[1], (*kernel, 3, 4))
+    rng = np.random.default_rng(sum(size))  # NumPy's: each shape of JAX's would be compiled
+    x, w = (jnp.float32(rng.normal(size=shape)) for shape in ((2, *size, 3), (*kernel, 3, 4)))
     got, expected = (value_and_gradients(conv, x, w, strides, padding) for conv in (OURS, JAX))
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -59,6 +59,11 @@ class MultiStream(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    @property
+    def shared_prefix(self) -> bool:
+        """Whether sequential routing computes what comes before the first gates once: as with the backbone alone."""
+        return self.backbone in RESNETS
+
     def __post_init__(self) -> None:
         """Checks the attributes, those of the backbone included."""
         check_integer("num_classes", self.num_classes, 0)

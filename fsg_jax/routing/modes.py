@@ -118,7 +118,6 @@ def take_passes(
     """
     labels, start = tx.labels(point.trainable), point.trainable
     grads: PyTree | None = None
-    metrics: dict[str, Array] = {}
     norms: dict[str, Array] = {}
     for one in passes:
         take = partial(_take, one, tx, labels, start, grads, key, accumulate)
@@ -127,8 +126,8 @@ def take_passes(
         else:
             due = step % one.every == 0
             point, report = jax.lax.cond(due, lambda p, take=take: take(p)[:2], partial(_skip, take), point)
-        metrics, norms = report[0], norms | report[1]
-    return point, metrics, norms
+        norms |= report[1]
+    return point, report[0], norms
 
 
 def _take(
