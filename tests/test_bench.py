@@ -71,6 +71,7 @@ def test_routing(tmp_path):
     assert flops["sequential, every 2"] < flops["sequential"] < flops["reference"] < 2.2
 
 
+@pytest.mark.slow
 def test_input(tmp_path):
     rows = run(VIT, "input", tmp_path)
     assert set(rows) == {"step on one batch", "Grain", "device-resident"}
@@ -96,7 +97,8 @@ def test_the_fastest_way_and_its_ratio_to_the_first():
     assert [(row["time_ratio"], row["fastest"]) for row in rows.values()] == [(1.0, False), (0.375, True)]
 
 
-@pytest.mark.parametrize("suite", [pytest.param("seeds", marks=pytest.mark.slow), "dispatch"])
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["seeds", "dispatch"])
 def test_ways_to_dispatch(suite, tmp_path):
     run(replace(VIT, batch=1), suite, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / ROWS).read_text().splitlines()]

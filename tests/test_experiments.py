@@ -206,7 +206,8 @@ def test_data_on_the_device_give_the_same_run(tmp_path, dispatch):
         assert first["gates"] == second["gates"]
 
 
-@pytest.mark.parametrize("mode", [pytest.param("map", marks=pytest.mark.slow), "vmap"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["map", "vmap"])
 def test_seeds_side_by_side_are_the_seeds_alone(tmp_path, monkeypatch, mode):
     experiment = tiny.digits(data=ON_DEVICE, train={"dispatch": "scan", "ema_decay": 0.9})
     monkeypatch.setattr(devices, "seed_mode", lambda model: mode)

@@ -22,6 +22,14 @@ SAMPLED = functools.partial(Gate, kind="hard_concrete")
 CLOSED = functools.partial(Gate, kind="relu", logits_init="constant", init_value=0.0)
 
 each_kind = pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny"])
+each_attention_gate = pytest.mark.parametrize(
+    ("name", "gate"),
+    [
+        ("resnet18", SqueezeExcite),
+        *((name, EfficientChannelAttention) for name in ("resnet18", "resnet50", "vit_tiny")),
+        *(pytest.param(name, SqueezeExcite, marks=pytest.mark.slow) for name in ("resnet50", "vit_tiny")),
+    ],
+)
 
 
 def tiny(model, gate=None, num_classes=5, **kwargs):
@@ -50,8 +58,7 @@ def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
 
 
-@each_kind
-@pytest.mark.parametrize("gate", [SqueezeExcite, EfficientChannelAttention])
+@each_attention_gate
 def test_attention_gates_leave_the_other_params_alone(name, gate):
     key = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
     plain = tiny(name).init(key, images())["params"]
@@ -66,8 +73,7 @@ def test_attention_gates_leave_the_other_params_alone(name, gate):
     assert not flat
 
 
-@each_kind
-@pytest.mark.parametrize("gate", [SqueezeExcite, EfficientChannelAttention])
+@each_attention_gate
 def test_every_leaf_gets_a_gradient_beside_attention_gates(key, name, gate):
     model = tiny(name, gate)
     _, gradient = loss_and_gradient(model, model.init(key, images()), images())

@@ -67,6 +67,7 @@ def experiment(home: Path, **parts) -> PolypExperiment:
     return replace(small, model=model, **parts)
 
 
+@pytest.mark.slow
 def test_both_layouts_give_the_same_run(folders, tmp_path):
     records = {k: train(experiment(v), "fsg_gr", 0, tmp_path / k) for k, v in folders.items()}
     one, other = records.values()
@@ -145,6 +146,7 @@ def test_a_run_is_resumed_with_the_same_batches(folders, tmp_path):
     assert resumed["history"] == expected["history"]
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_folds(folders, tmp_path):
     (tmp_path / "splits.csv").write_bytes((folders["sun"] / "splits.csv").read_bytes())
     config = experiment(folders["sun"], data={"splits": tmp_path / "splits.csv"}, train={"epochs": 1})

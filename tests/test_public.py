@@ -15,6 +15,7 @@ BLOCKS = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```"
 HEAVY = ("grain", "tensorflow", "tensorflow_datasets", "matplotlib", "torch", "tqdm", "pooch", "PIL", "sklearn")
 
 
+@pytest.mark.slow
 def test_readme_code_runs(capsys):
     """All Python blocks of README and docs, one after another in one namespace, as a reader would type them."""
     assert len(BLOCKS) >= 3

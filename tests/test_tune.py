@@ -112,6 +112,7 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
         assert [record[key] for record in killed] == [record[key] for record in straight]
 
 
+@pytest.mark.slow
 def test_trials_that_diverge_or_cannot_run_are_recorded_and_the_search_goes_on(tmp_path):
     records = search_in(plan(f"{LR}=0.05,1e12", "train.batch_size=64,129", trials=10), tmp_path)
     states = {record["state"]: record["reason"] for record in records}
