@@ -21,6 +21,7 @@ from fsg_jax.data.loader import gather
 from fsg_jax.data.resident import make_resident_steps, put_dataset
 from fsg_jax.typing import Transform
 
+METRICS = {"accuracy": fsg.metrics.accuracy}
 STATISTICS = {"digits": ((0.3053,), (0.3760,)), "cifar100": (data.CIFAR100_MEAN, data.CIFAR100_STD)}
 
 
@@ -93,6 +94,7 @@ def make_task(experiment: Experiment, arm: Arm) -> Task:
         np.zeros((1, *splits.train.images.shape[1:]), np.float32),
         fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing),
         train_transform(config, classes),
+        metrics=METRICS,
     )
     name = experiment.model.name
     resident = devices.choose(config.resident, accelerator="yes", cpu="no") == "yes"
@@ -103,7 +105,7 @@ def make_task(experiment: Experiment, arm: Arm) -> Task:
         make_stepper = streaming(program.step, streamed, program.placement)
     normalize, ema = augment.normalize(*STATISTICS[config.name]), train.ema_decay is not None
     loss, where = fsg.losses.cross_entropy, program.shardings
-    eval_step = fsg.make_eval_step(loss, transform=normalize, ema=ema, shardings=where)
+    eval_step = fsg.make_eval_step(loss, transform=normalize, metrics=METRICS, ema=ema, shardings=where)
     evaluate = partial(_evaluate, eval_step, program.placement, train.eval_batch_size)
     info = {"num_train": num_train, "num_validation": len(splits.validation)}
     info |= {"dropped_per_epoch": order(0).dropped_per_epoch} | ({} if test is None else {"num_test": len(test)})

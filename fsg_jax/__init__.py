@@ -1,5 +1,8 @@
 """Feature-Selection Gates with Gradient Routing in JAX (after Roffo et al., MICCAI 2024, arXiv 2407.04400)."""
 
+from importlib import import_module
+from types import ModuleType
+
 from fsg_jax import augment, endoscopy
 from fsg_jax.endoscopy import sizing
 from fsg_jax.gates import penalties
@@ -7,6 +10,7 @@ from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeEx
 from fsg_jax.gates.functions import squash
 from fsg_jax.gates.gate import GATES, Gate
 from fsg_jax.gates.penalties import gate_penalty
+from fsg_jax.gates.select import harden, selected
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.models import create_model, list_models
 from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, routed
@@ -17,6 +21,14 @@ from fsg_jax.training.state import TrainState, init_state
 from fsg_jax.training.step import TrainStep, make_train_step
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``fsg_jax.nnx``, which imports Flax NNX."""
+    if name == "nnx":
+        return import_module("fsg_jax.nnx")
+    raise AttributeError(f"module 'fsg_jax' has no attribute {name!r}")
+
 
 __all__ = [
     "GATES",
@@ -38,6 +50,7 @@ __all__ = [
     "gate_penalty",
     "gate_summary",
     "gate_values",
+    "harden",
     "init_state",
     "is_weight",
     "list_models",
@@ -48,6 +61,7 @@ __all__ = [
     "penalties",
     "route",
     "routed",
+    "selected",
     "sharding",
     "sizing",
     "squash",

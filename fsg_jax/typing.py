@@ -20,19 +20,22 @@ Variables: TypeAlias = Mapping[str, PyTree]
 """Flax variables by collection, e.g. ``{"params": ..., "gates": ..., "batch_stats": ...}``."""
 
 Batch: TypeAlias = Mapping[str, Any]
-"""At least ``image``, an array (batch, height, width, channels) or a dict of such arrays, one a stream, and what the
-loss reads, e.g. ``label``; an optional boolean ``valid`` (batch,) marks the rows that are not padding."""
+"""What the model reads (by default ``image``, an array (batch, height, width, channels) or a dict of such arrays, one a
+stream) and what the loss reads, e.g. ``label``; an optional ``valid`` (batch,), boolean, marks the rows that count, and
+numbers weigh them."""
 
 Metrics: TypeAlias = dict[str, Any]
 
-Loss: TypeAlias = Callable[[Any, Batch], Array]
-"""``loss(outputs, batch)``: one value per example, shape (batch,), or their mean, shape ()."""
+Loss: TypeAlias = Callable[[Any, Batch], Any]
+"""``loss(outputs, batch)``: values (batch, ...), or ``(values, weights)``, or their mean, (); see
+`fsg_jax.training.reduction`."""
 
-GateKinds: TypeAlias = tuple[tuple[str, str], ...]
-"""``(name, kind)`` of every static gate, in the order of the forward pass."""
+GateKinds: TypeAlias = tuple[tuple[str, Any], ...]
+"""``(name, kind)`` of every leaf of gate logits, in the order of the forward pass; see `fsg_jax.gates.summary`."""
 
-Penalty: TypeAlias = Callable[[Mapping[str, Any], GateKinds], Array]
-"""``penalty(gates, kinds)``: a scalar, from the ``"gates"`` collection and `TrainState.gate_kinds`."""
+Penalty: TypeAlias = Callable[..., Array]
+"""``penalty(gates, kinds)`` or ``penalty(gates, kinds, step)``: a scalar, from the ``"gates"`` collection and
+`TrainState.gate_kinds`."""
 
 Transform: TypeAlias = Callable[[Key, Batch], dict[str, Any]]
 """``transform(key, batch)``: a pure function from a batch to a batch, run inside the jitted step."""

@@ -25,7 +25,7 @@ def test_extra_labels_freeze_and_scale():
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = train_step("sequential")(state, batch())
     jax.tree.map(np.testing.assert_array_equal, state.params["first"], before["first"])
-    assert set(metrics["grad_norm"]) == {"params", "gates", "frozen", "head"}
+    assert set(metrics["grad_norm"]) == {"params", "gates", "head"}
 
 
 def test_agrees_with_optax_partition():

@@ -79,7 +79,7 @@ def test_open_gates_are_the_baseline(name, placement):
 @each_placement
 def test_gate_kinds_and_summary_cover_every_gate(name, placement):
     model, weights = reduced(name, HARD, **placement), variables(name, HARD, **placement)
-    kinds = find_gate_kinds(model, jax.random.key(0), inputs(name))
+    kinds, _ = find_gate_kinds(model.init, jax.random.key(0), inputs(name))
     names = {"/".join(path[:-1]) for path in flatten_dict(weights["gates"])}
     assert len(kinds) == len(names) > 0
     assert dict(kinds) == dict.fromkeys(names, "hard_concrete")

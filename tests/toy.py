@@ -1,6 +1,7 @@
 """Tiny gated models and plain references that several test files share."""
 
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 import fsg_jax as fsg
+
+ACCURACY = MappingProxyType({"accuracy": fsg.metrics.accuracy})
 
 
 class Mlp(nn.Module):
@@ -51,4 +54,4 @@ def new_state(model: nn.Module | None = None, tx: Any = None, **kwargs: Any) -> 
 @cache
 def train_step(routing: str, **kwargs: Any) -> fsg.TrainStep:
     """The jitted step with cross-entropy, compiled once for all tests that use it."""
-    return fsg.make_train_step(fsg.losses.cross_entropy, routing, **kwargs)
+    return fsg.make_train_step(fsg.losses.cross_entropy, routing, **{"metrics": ACCURACY, **kwargs})

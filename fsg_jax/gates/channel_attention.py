@@ -8,10 +8,10 @@ import math
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from fsg_jax._checks import check_positive
-from fsg_jax.gates.gate import squash_in
+from fsg_jax.gates.gate import check_floating, squash_in
 
 
 class SqueezeExcite(nn.Module):
@@ -30,7 +30,7 @@ class SqueezeExcite(nn.Module):
     kind: str = "sigmoid"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch ..."], *, train: bool = False) -> Float[Array, "batch ..."]:
+    def __call__(self, x: Shaped[Array, "batch ..."], *, train: bool = False) -> Float[Array, "batch ..."]:
         """Gated `x`, same shape and dtype; `train` draws a stochastic kind at random from stream ``"gates"``.
 
         Raises:
@@ -62,7 +62,7 @@ class EfficientChannelAttention(nn.Module):
     kind: str = "sigmoid"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch ..."], *, train: bool = False) -> Float[Array, "batch ..."]:
+    def __call__(self, x: Shaped[Array, "batch ..."], *, train: bool = False) -> Float[Array, "batch ..."]:
         """Gated `x`, same shape and dtype; `train` draws a stochastic kind at random from stream ``"gates"``.
 
         Raises:
@@ -76,12 +76,13 @@ class EfficientChannelAttention(nn.Module):
         return scale_channels(x, squash_in(self, s[..., 0], train), self.axis)
 
 
-def pool_channels(x: Float[Array, "batch ..."], axis: int) -> Float[Array, "batch channels"]:
+def pool_channels(x: Shaped[Array, "batch ..."], axis: int) -> Float[Array, "batch channels"]:
     """Float32 mean of each channel of each example.
 
     Raises:
-      ValueError: `axis` is out of range or is the batch.
+      ValueError: `axis` is out of range or is the batch; values that are not floating-point.
     """
+    check_floating(x)
     if not -x.ndim < axis < x.ndim or axis == 0:
         raise ValueError(f"axis: expected a channel axis of the input, of shape {x.shape}, found {axis}")
     others = tuple(i for i in range(1, x.ndim) if i != axis % x.ndim)

@@ -1,10 +1,11 @@
 """Squashings: pure functions from gate logits to gate values, shared by every gate of the library.
 
-A gate is a multiplier, ``y = x * s(logits)``. This file is the ``s``: one row of `SQUASHINGS` a kind.
+A gate is a multiplier, ``y = x * s(logits / T)``. This file is the ``s``: one row of `SQUASHINGS` a kind; T is the
+temperature, 1 unless another is given.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +50,13 @@ class Squashing(NamedTuple):
     """One kind of gate: its deterministic values, its training draw if it is stochastic, its open logit."""
 
     values: Callable[[Array], Array]
-    open_logit: float
-    """A logit at which the gate is near 1 and, where the kind allows it, still has a gradient."""
+    open_logit: float | None = None
+    """A logit at which the gate is near 1 and has a gradient; None: not known."""
     sample: Callable[[Array, Key], Array] | None = None
 
+
+Kind: TypeAlias = str | Callable[[Array], Array] | Squashing
+"""A key of `SQUASHINGS`, a function from logits to values, or a `Squashing` of one's own."""
 
 SQUASHINGS: dict[str, Squashing] = {
     # s = 1 / (1 + exp(-g)), in (0, 1): the gate of Roffo et al. 2024.
@@ -62,23 +66,32 @@ SQUASHINGS: dict[str, Squashing] = {
     # s = max(g, 0): exact zeros, no upper bound; a gate below 0 no longer moves.
     "relu": Squashing(jax.nn.relu, open_logit=1.0),
     "straight_through": Squashing(straight_through, open_logit=1.0),
-    "hard_concrete": Squashing(hard_concrete, open_logit=3.0, sample=sample_hard_concrete),
+    # Exactly 1, and without a gradient, from log(11) = 2.40 on; s(2.2) = 0.980.
+    "hard_concrete": Squashing(hard_concrete, open_logit=2.2, sample=sample_hard_concrete),
 }
 
 
-def get_squashing(kind: str) -> Squashing:
-    """The squashing of a kind; an unknown kind is a ValueError that suggests the nearest."""
-    return look_up(SQUASHINGS, kind, "gate kind")
+def get_squashing(kind: Kind) -> Squashing:
+    """The squashing of a kind; an unknown name is a ValueError that suggests the nearest."""
+    if isinstance(kind, Squashing):
+        return kind
+    return Squashing(kind) if callable(kind) else look_up(SQUASHINGS, kind, "gate kind")
 
 
 def squash(
-    logits: Float[Array, "..."], kind: str = "sigmoid", *, key: Key | None = None, train: bool = False
+    logits: Float[Array, "..."],
+    kind: Kind = "sigmoid",
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+    key: Key | None = None,
+    train: bool = False,
 ) -> Float[Array, "..."]:
-    """Gate values of `logits`, same shape.
+    """Gate values of `logits`, same shape, computed in at least float32.
 
     Args:
       logits: any shape.
-      kind: a key of `SQUASHINGS`.
+      kind: see `Kind`.
+      temperature: T > 0 of ``s(logits / T)``; the smaller, the harder is a gate.
       key: random key; needed only by a stochastic kind in training.
       train: draw a stochastic kind at random instead of taking its deterministic value.
 
@@ -86,6 +99,7 @@ def squash(
       ValueError: unknown kind, or a stochastic kind in training without a key.
     """
     rule = get_squashing(kind)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
     if not train or rule.sample is None:
         return rule.values(logits)
     if key is None:

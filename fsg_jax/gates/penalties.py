@@ -1,6 +1,7 @@
 """Penalties on gates: pure functions that a loss can add, and `gate_penalty`, which sums one over all gates."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import check_choice, look_up
-from fsg_jax.gates.functions import HARD_CONCRETE_BETA, HARD_CONCRETE_HIGH, HARD_CONCRETE_LOW, squash
-from fsg_jax.gates.summary import binary_entropy, flat_gates
+from fsg_jax.gates.functions import HARD_CONCRETE_BETA, HARD_CONCRETE_HIGH, HARD_CONCRETE_LOW
+from fsg_jax.gates.gate import Gate
+from fsg_jax.gates.summary import binary_entropy, flat_gates, rule_of
 from fsg_jax.typing import GateKinds, Penalty
 
 
@@ -19,7 +21,7 @@ def l1(values: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.sum(jnp.abs(values))
 
 
-def expected_l0(logits: Float[Array, "..."], kind: str = "hard_concrete") -> Float[Array, ""]:
+def expected_l0(logits: Float[Array, "..."], kind: Any = "hard_concrete") -> Float[Array, ""]:
     """Expected number of gates that are not 0.
 
     Hard-concrete: ``sum sigmoid(g - beta log(0.1 / 1.1))`` (Louizos et al. 2018, eq. 12). Straight-through:
@@ -41,37 +43,54 @@ def entropy(values: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.sum(binary_entropy(values))
 
 
-def _of_values(rule: Callable[[Array], Array]) -> Callable[[Array, str], Array]:
-    return lambda logits, kind: rule(squash(logits, kind))
+def _of_values(rule: Callable[[Array], Array]) -> Callable[[Array, Any, Any], Array]:
+    return lambda logits, kind, step: rule(rule_of(kind, step)(logits))
 
 
-PENALTIES: dict[str, Callable[[Array, str], Array]] = {
+def _l0(logits: Array, kind: Any, step: Any) -> Array:
+    if isinstance(kind, Gate):
+        return expected_l0(logits / kind.temperature_at(step), kind.kind)
+    return expected_l0(logits, kind)
+
+
+PENALTIES: dict[str, Callable[[Array, Any, Any], Array]] = {
     "l1": _of_values(l1),
-    "l0": expected_l0,
+    "l0": _l0,
     "entropy": _of_values(entropy),
 }
 
 
-def gate_penalty(name: str, weight: float, *, reduction: str = "sum") -> Penalty:
-    """``weight * P`` over all gates of a model, for `make_train_step(penalty=...)` or a loss of one's own.
+def gate_penalty(
+    name: str, weight: float | Callable[[Any], Any], *, reduction: str = "sum", gates: str | None = None
+) -> Penalty:
+    """``weight * P`` over the gates of a model, for `make_train_step(penalty=...)` or a loss of one's own.
 
     Args:
       name: ``"l1"``, ``"l0"`` (expected L0) or ``"entropy"``.
-      weight: its factor, finite.
+      weight: its factor, finite, or a schedule ``step -> factor``.
       reduction: ``"sum"`` over all gate scalars, or their ``"mean"``.
+      gates: a regular expression for the names of the gates that it is on (`re.fullmatch`); None: all.
 
     Returns:
-      ``penalty(gates, kinds)``: the ``"gates"`` collection and `TrainState.gate_kinds` to a scalar.
+      ``penalty(gates, kinds, step=0)``: the ``"gates"`` collection and `TrainState.gate_kinds` to a scalar.
+
+    Raises:
+      ValueError: unknown name or reduction, a weight that is not finite; when it runs, `gates` matches none.
     """
     rule = look_up(PENALTIES, name, "gate penalty")
     check_choice("reduction", reduction, ("sum", "mean"))
-    if not math.isfinite(weight):
+    if not callable(weight) and not math.isfinite(weight):
         raise ValueError(f"weight: expected a finite number, found {weight}")
 
-    def penalty(gates: Mapping[str, Any], kinds: GateKinds) -> Array:
-        leaves = flat_gates(gates, kinds)
-        total = sum((rule(g, kind) for _, g, kind in leaves), start=jnp.zeros(()))
+    def penalty(collection: Mapping[str, Any], kinds: GateKinds, step: Any = 0) -> Array:
+        leaves = flat_gates(collection, kinds)
+        if gates is not None:
+            names = [name for name, *_ in leaves]
+            leaves = [leaf for leaf in leaves if re.fullmatch(gates, leaf[0])]
+            if not leaves:
+                raise ValueError(f"gates: expected a pattern of some of {names}, found {gates!r}")
+        total = sum((rule(g, kind, step) for _, g, kind in leaves), start=jnp.zeros(()))
         count = sum(g.size for _, g, _ in leaves) if reduction == "mean" else 1
-        return weight * total / max(count, 1)
+        return (weight(step) if callable(weight) else weight) * total / max(count, 1)
 
     return penalty

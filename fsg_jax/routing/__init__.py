@@ -2,6 +2,18 @@
 
 from fsg_jax.routing.labels import RoutedTransformation, is_weight, routed
 from fsg_jax.routing.mask import route
-from fsg_jax.routing.modes import ROUTINGS, Pass, Point, take_passes
+from fsg_jax.routing.means import Mean
+from fsg_jax.routing.modes import ROUTINGS, Pass, Point, routed_update, take_passes
 
-__all__ = ["ROUTINGS", "Pass", "Point", "RoutedTransformation", "is_weight", "route", "routed", "take_passes"]
+__all__ = [
+    "ROUTINGS",
+    "Mean",
+    "Pass",
+    "Point",
+    "RoutedTransformation",
+    "is_weight",
+    "route",
+    "routed",
+    "routed_update",
+    "take_passes",
+]

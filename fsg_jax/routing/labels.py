@@ -1,8 +1,11 @@
 """Optimizers by label: which transformation moves which leaf, every leaf exactly once."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import Parameter, signature
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -11,6 +14,8 @@ import optax
 from jax.tree_util import keystr, tree_map_with_path
 
 from fsg_jax.gates.gate import GATES
+from fsg_jax.routing.equality import content
+from fsg_jax.routing.means import like, same_structure
 from fsg_jax.typing import PyTree
 
 
@@ -18,24 +23,77 @@ from fsg_jax.typing import PyTree
 class RoutedTransformation:
     """Optimizers by label, of which single labels can be moved; made by `routed`.
 
+    It is an optax transformation too, which moves all labels at once. Two are equal if they compute the same: steps
+    compiled for one serve the other.
+
     Attributes:
-      transforms: label to transformation.
-      patterns: label to the regular expression of the leaf paths that it claims.
+      transforms: label to transformation; None for a frozen label.
+      patterns: label to the regular expression of the leaf paths that it claims; ``...``: all that no other claims.
     """
 
-    transforms: Mapping[str, optax.GradientTransformation]
-    patterns: Mapping[str, str]
+    transforms: Mapping[str, optax.GradientTransformation | None]
+    patterns: Mapping[str, str | EllipsisType]
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Labels that never move: those of None or ``optax.set_to_zero()``."""
+        zero = content(optax.set_to_zero().update)
+        return frozenset(k for k, tx in self.transforms.items() if tx is None or content(tx.update) == zero)
+
+    def is_frozen(self, path: str) -> bool:
+        """Whether the pattern of a frozen label matches a path, e.g. that of the statistics of a frozen part."""
+        patterns = [self.patterns.get(label) for label in self.frozen]
+        return any(isinstance(pattern, str) and re.fullmatch(pattern, path) for pattern in patterns)
 
     def init(self, trainable: PyTree) -> optax.OptState:
-        """Returns the optimizer state of all labels, that of `optax.multi_transform`."""
-        return optax.multi_transform(self.transforms, self.labels(trainable)).init(trainable)
+        """Returns the optimizer state of all labels, that of `optax.multi_transform`; it shares no buffer.
+
+        Raises:
+          ValueError: as `routed` says; a label without a leaf, unless it is ``"gates"``, so that one optimizer serves
+            the ungated twin too; a transformation that cannot run in a routed step.
+        """
+        labels = self.labels(trainable)
+        if empty := sorted(set(self.transforms) - set(jax.tree.leaves(labels)) - {GATES}):
+            roots = sorted({keystr(path[:1], simple=True) for path, _ in jax.tree.leaves_with_path(trainable)})
+            raise ValueError(f"labels: expected leaves for every label, found none for {empty}; leaves are in {roots}")
+        shapes = {label: self._try(label, labels, trainable) for label in sorted(set(self.transforms) - self.frozen)}
+        state = self._multi_transform(labels).init(_guarded(trainable))
+        inner = {k: jax.tree.map(_copy, s, shapes.get(k, s)) for k, s in state.inner_states.items()}
+        return state._replace(inner_states=inner)
+
+    def update(
+        self, grads: PyTree, opt_state: optax.OptState, trainable: PyTree, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        """Returns the updates of all leaves and the new state, as any optax transformation."""
+        updates, opt_state = self._multi_transform(self.labels(trainable)).update(
+            _guarded(grads), opt_state, _guarded(trainable), **extra
+        )
+        return _unguarded(updates, trainable), opt_state
+
+    def as_optax(self) -> optax.GradientTransformationExtraArgs:
+        """A plain optax transformation, e.g. for `optax.chain` or Flax's own ``TrainState``."""
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        """``init, update = tx``, as of any optax transformation."""
+        return iter(self.as_optax())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RoutedTransformation) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @cached_property
+    def _content(self) -> Any:
+        return content([dict(self.transforms), dict(self.patterns)])
 
     def labels(self, tree: PyTree) -> PyTree:
         """Returns the label of every leaf, a tree of strings. Raises ValueError as `routed` says."""
         return label_tree(tree, self.patterns, self.transforms)
 
     def step(
-        self, active: Collection[str], grads: PyTree, opt_state: optax.OptState, trainable: PyTree
+        self, active: Collection[str], grads: PyTree, opt_state: optax.OptState, trainable: PyTree, **extra: Any
     ) -> tuple[PyTree, optax.OptState]:
         """Moves the leaves of the `active` labels; all other leaves and optimizer states stay bit for bit as they are.
 
@@ -46,35 +104,73 @@ class RoutedTransformation:
           grads: gradients, with the structure of `trainable`; None may stand at leaves that do not move.
           opt_state: as from ``init``.
           trainable: e.g. ``{"params": ..., "gates": ...}``.
+          **extra: for the transformations that take it, e.g. ``value``, the loss.
 
         Returns:
-          New `trainable` and `opt_state`.
+          New `trainable` and `opt_state`, with the structure and dtypes of the old ones.
         """
         labels = self.labels(trainable)
-        chosen = {k: t if k in active else _hold(t) for k, t in self.transforms.items()}
         grads = jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads)
-        updates, opt_state = optax.multi_transform(chosen, labels).update(grads, opt_state, trainable)
+        updates, new = self._multi_transform(labels, active).update(
+            _guarded(grads), opt_state, _guarded(trainable), **extra
+        )
 
         def move(label: str, leaf: jax.Array, update: jax.Array) -> jax.Array:
             return optax.apply_updates(leaf, update) if label in active else leaf
 
-        return jax.tree.map(move, labels, trainable, updates), opt_state
+        return jax.tree.map(move, labels, trainable, _unguarded(updates, trainable)), like(new, opt_state, "optimizer")
+
+    def _multi_transform(
+        self, labels: PyTree, active: Collection[str] | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        chosen = {}
+        for label, tx in self.transforms.items():
+            moves = label not in self.frozen and (active is None or label in active)
+            chosen[label] = _tolerant(tx) if moves else _hold(tx or optax.set_to_zero())
+        return optax.multi_transform(chosen, _guarded(labels))
+
+    def _try(self, label: str, labels: PyTree, trainable: PyTree) -> PyTree:
+        """Shapes and dtypes that the state of one label settles at. Raises ValueError if it cannot run."""
+        rest = {k: tx if k == label else None for k, tx in self.transforms.items()}
+        alone, tree = RoutedTransformation(rest, {})._multi_transform(labels), _guarded(trainable)
+        try:
+            state = before = jax.eval_shape(alone.init, tree)
+            for _ in range(3):  # dtypes may widen, e.g. those of averages of bfloat16 leaves
+                update = jax.eval_shape(alone.update, tree, state, tree, value=jnp.zeros(()))
+                updates, state = update
+            if not same_structure(state, before):
+                raise ValueError("its state changes its structure")
+            if not same_structure(updates, tree):
+                raise ValueError("its updates do not have the structure of the leaves")
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"optimizer of label {label!r}: expected a transformation of (gradients, state, leaves), given "
+                f"value=loss and nothing else, found {cause}"
+            ) from error
+        return state.inner_states[label]
 
 
-def routed(labels: Mapping[str, str] | None = None, **transforms: optax.GradientTransformation) -> RoutedTransformation:
+def routed(
+    labels: Mapping[str, str | EllipsisType] | None = None, **transforms: optax.GradientTransformation | None
+) -> RoutedTransformation:
     """One optax transformation a label: ``routed(params=optax.sgd(0.1), gates=optax.adam(1e-2))``.
 
     A leaf's label is its collection (``"params"`` or ``"gates"``), unless a pattern in `labels` claims it::
 
-        routed(params=..., gates=..., frozen=optax.set_to_zero(), labels={"frozen": "params/(stem|stage1)/.*"})
+        routed(params=..., gates=..., frozen=None, labels={"frozen": "(params|batch_stats)/(stem|stage1)/.*"})
+
+    A label of None, or of ``optax.set_to_zero()``, is frozen: no gradient is taken of it. Where its pattern matches
+    running statistics too, as above, these stay as they are and are those that BatchNorm uses.
 
     Clipping and weight decay given inside a label's transformation see that label's leaves alone. Decoupled weight
-    decay on gate logits pulls sigmoid gates to 0.5, not to 0. `optax.multi_transform` (also `optax.partition`) does
-    the labelling.
+    decay on gate logits pulls sigmoid gates to 0.5, not to 0. A schedule counts the passes that move its label: with
+    ``gate_every=k``, one of k steps. `optax.multi_transform` (also `optax.partition`) does the labelling; every
+    transformation is given the loss of its pass as ``value``.
 
     Args:
       labels: label to a regular expression that must match the whole path of a leaf (`re.fullmatch`), the path
-        being the tree's keys joined with ``/``, collection first.
+        being the tree's keys joined with ``/``, collection first; ``...`` for all leaves that no other claims.
       **transforms: label to transformation.
 
     Raises:
@@ -94,15 +190,17 @@ def as_routed(tx: optax.GradientTransformation | RoutedTransformation) -> Routed
     return tx if isinstance(tx, RoutedTransformation) else routed(labels={"all": ".*"}, all=tx)
 
 
-def label_tree(tree: PyTree, patterns: Mapping[str, str], known: Collection[str]) -> PyTree:
+def label_tree(tree: PyTree, patterns: Mapping[str, str | EllipsisType], known: Collection[str]) -> PyTree:
     """Returns the label of every leaf; every leaf has exactly one, or a ValueError names it. See `routed`."""
-    paths = jax.tree.leaves(tree_map_with_path(lambda path, _: keystr(path, simple=True, separator="/"), tree))
-    for label, pattern in patterns.items():
+    paths = [keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+    rest = [label for label, pattern in patterns.items() if pattern is ...]
+    named = {label: pattern for label, pattern in patterns.items() if isinstance(pattern, str)}
+    for label, pattern in named.items():
         if not any(re.fullmatch(pattern, path) for path in paths):
             raise ValueError(f"labels: the pattern {pattern!r} of {label!r} matches none of {len(paths)} leaves")
 
     def label_of(path: str) -> str:
-        claims = [k for k, pattern in patterns.items() if re.fullmatch(pattern, path)] or [path.split("/")[0]]
+        claims = [k for k, pattern in named.items() if re.fullmatch(pattern, path)] or rest or [path.split("/")[0]]
         if len(claims) > 1:
             raise ValueError(f"leaf {path!r} has more than one label: {sorted(claims)}")
         if claims[0] not in known:
@@ -113,13 +211,15 @@ def label_tree(tree: PyTree, patterns: Mapping[str, str], known: Collection[str]
     return jax.tree.unflatten(jax.tree.structure(tree), map(label_of, paths))
 
 
-def gate_labels(tree: Mapping[str, PyTree], labels: PyTree) -> frozenset[str]:
-    """Labels all of whose leaves are in the ``"gates"`` collection.
+def gate_labels(tree: PyTree, labels: PyTree) -> frozenset[str]:
+    """Labels all of whose leaves are in the ``"gates"`` collection; in a tree without one, the label ``"gates"``.
 
     Raises:
       ValueError: a label that holds gates and other leaves, unless it is the only label.
     """
-    of_gates = set(jax.tree.leaves(labels.get(GATES, {})))
+    if not isinstance(tree, Mapping) or GATES not in tree:
+        return frozenset({GATES} & set(jax.tree.leaves(labels)))
+    of_gates = set(jax.tree.leaves(labels[GATES]))
     of_others = {k for name in tree if name != GATES for k in jax.tree.leaves(labels[name])}
     mixed = of_gates & of_others
     if mixed and mixed != of_gates | of_others:
@@ -129,7 +229,30 @@ def gate_labels(tree: Mapping[str, PyTree], labels: PyTree) -> frozenset[str]:
 
 def is_weight(tree: PyTree) -> PyTree:
     """Returns a mask for weight decay, ``optax.adamw(..., mask=is_weight)``: True at all leaves but gate logits."""
-    return tree_map_with_path(lambda path, _: path[0].key != GATES, tree)
+    return tree_map_with_path(lambda path, _: keystr(path[:1], simple=True) != GATES, tree)
+
+
+def _guarded(tree: PyTree) -> PyTree:
+    """`tree`, in a tuple if it can be called, as a module of Equinox: optax would take it for a function."""
+    return (tree,) if callable(tree) else tree
+
+
+def _unguarded(updates: PyTree, tree: PyTree) -> PyTree:
+    return updates[0] if callable(tree) else updates
+
+
+def _tolerant(tx: Any) -> optax.GradientTransformation:
+    """`tx`, given ``value`` only if it takes it."""
+    parameters = signature(tx.update).parameters.values()
+    if any(p.name == "value" or p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    return optax.GradientTransformation(tx.init, tx.update)
+
+
+def _copy(leaf: Any, shape: Any) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf.copy()
+    return jnp.array(leaf, shape.dtype)
 
 
 def _hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:

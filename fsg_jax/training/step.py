@@ -1,26 +1,23 @@
-"""The jitted training step: a linen model as the passes of a routing mode."""
+"""The jitted training step: a model of Flax as a routed update of its variables."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fsg_jax._checks import check_integer, look_up
-from fsg_jax.gates.gate import GATES
+from fsg_jax.gates.gate import GATE_STEP, GATES
 from fsg_jax.gates.summary import gate_values, summarise
-from fsg_jax.routing.labels import gate_labels as labels_of_gates
-from fsg_jax.routing.modes import ROUTINGS, LossFn, Pass, Point, take_passes
+from fsg_jax.routing.means import Mean, like, mean_of, valid_rows
+from fsg_jax.routing.modes import LossFn, Pass, divide, routed_update
 from fsg_jax.routing.shared_prefix import share_prefix
-from fsg_jax.training.metrics import accuracy
-from fsg_jax.training.state import RNG_STREAMS, TrainState, apply_model, gather_leaves
+from fsg_jax.training.inputs import Inputs, batch_size, name_of, select
+from fsg_jax.training.state import TrainState, gather_leaves
 from fsg_jax.typing import Batch, Key, Loss, Metrics, Penalty, PyTree, Transform
-
-DEFAULT_METRICS: Mapping[str, Loss] = {"accuracy": accuracy}
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
@@ -29,155 +26,186 @@ def make_train_step(
     loss: Loss,
     routing: str = "sequential",
     *,
+    inputs: Inputs = "image",
     gate_loss: Loss | None = None,
     penalty: Penalty | None = None,
     gate_every: int = 1,
+    gate_between: tuple[int, int | None] = (0, None),
     gate_labels: Sequence[str] | None = None,
     accumulate: int = 1,
     transform: Transform | None = None,
-    metrics: Mapping[str, Loss] = DEFAULT_METRICS,
+    metrics: Mapping[str, Loss] | None = None,
     reference_clip: tuple[float | None, float | None] = (None, None),
+    passes: Sequence[Pass] | None = None,
     shared_prefix: bool | None = None,
     shardings: TrainState | None = None,
     jit: bool = True,
 ) -> TrainStep:
     """``step(state, batch, gate_batch=None) -> (state, metrics)``, jitted, the state donated.
 
+    A loss or metric gives one value per example, (batch, ...), of which the mean over all axes is taken; or
+    ``(values, weights)``, for ``sum(weights * values) / sum(weights)`` over the whole batch, into however many parts or
+    devices it is cut; or, where nothing is masked or cut, their mean, a scalar. ``batch["valid"]``, (batch,), where it
+    is there, multiplies the weights of all of them. It does not keep padding out of BatchNorm's statistics.
+
     Args:
-      loss: ``loss(outputs, batch)``, one value per example or their mean.
+      loss: ``loss(outputs, batch)``.
       routing: ``"none"``, ``"joint"``, ``"sequential"`` (the paper) or ``"reference"``; see `fsg_jax.routing.modes`.
+      inputs: what of the batch the model is given: a key, several keys, one an argument, or a function of the batch
+        that returns the argument or a tuple of them.
       gate_loss: loss of the gate pass, if not `loss`.
-      penalty: added to what the gates minimise, e.g. from `fsg_jax.gate_penalty`.
-      gate_every: k runs the gate pass of ``"sequential"`` at every k-th step.
+      penalty: added to what the gates minimise, e.g. from `fsg_jax.gate_penalty`: ``penalty(gates, kinds)``, or, if it
+        has a third argument, ``penalty(gates, kinds, step)``.
+      gate_every: k runs the gate pass of ``"sequential"`` at every k-th step; schedules of the gates' optimizer count
+        these passes.
+      gate_between: the steps between which the gate pass of ``"sequential"`` runs, the second not included; None: it
+        never ends.
       gate_labels: labels that the gate pass moves; by default those that hold only leaves of ``"gates"``.
       accumulate: number of micro-batches a batch is cut into, in both passes. Over several devices each has an
         all-reduce of its own.
       transform: ``transform(key, batch)`` run inside the step, e.g. augmentation; both passes see its result.
-      metrics: name to function, reported as means over the batch of the main pass.
+      metrics: name to function, reported as means over the batch of the last pass.
       reference_clip: thresholds over all leaves of gate pass and main pass, for ``"reference"`` only.
+      passes: of one's own, in order, in place of those of `routing`; the loss of each is one of outputs and batch. The
+        penalty is on those that move gates.
       shared_prefix: whether ``"sequential"`` computes what comes before the first gate once for both passes
         (`fsg_jax.routing.shared_prefix`; the batch must be whole and the same). None: where the model has
         ``shared_prefix = True``, as those have for which it was measured to pay.
       shardings: of the state over several devices, from `fsg_jax.sharding.state_shardings`; the new state has them too.
       jit: False gives the plain function, to be jitted or scanned by the caller.
 
-    The metrics of a step are ``loss`` and `metrics` on the main pass's outputs, ``penalty`` where there is one,
+    The metrics of a step are ``loss`` and `metrics` on the last pass's outputs, ``penalty`` where there is one,
     ``grad_norm`` by label, and ``gates``: mean, share open, share closed and entropy over all new gate values.
 
     ``gate_batch``, where given, is the batch of the gate pass alone (held-out routing).
 
     Raises:
-      ValueError: unknown routing; `gate_every`, `accumulate` below 1; options that do not belong to the routing.
+      ValueError: as `fsg_jax.routing.routed_update`. In the step: a key that the batch does not have; a loss or metric
+        of another shape, which is named.
     """
-    mode = look_up(ROUTINGS, routing, "routing")
-    _check_options(routing, gate_every, accumulate, reference_clip)
-    mode = partial(mode, clip=reference_clip) if routing == "reference" else mode
+    options: dict[str, Any] = dict(
+        gate_labels=gate_labels,
+        gate_every=gate_every,
+        gate_between=gate_between,
+        accumulate=accumulate,
+        clip=reference_clip,
+    )
+    routed_update(_no_loss, optax.identity(), routing, passes=passes, **options)  # checks the options
     prepare: Callable[..., Batch] = transform or (lambda _, batch: batch)
+    cut = accumulate > 1
 
     def step(state: TrainState, batch: Batch, gate_batch: Batch | None = None) -> tuple[TrainState, Metrics]:
-        apart = gate_loss is not None or gate_batch is not None
-        if apart and routing == "none":
-            raise ValueError("routing 'none' has one loss and one batch; gate_loss and gate_batch need another mode")
-        gates, weights = _divide(state, gate_labels, routing)
         key = jax.random.fold_in(state.rng, state.step)
         model_key = jax.random.fold_in(key, 2)
         batch = prepare(jax.random.fold_in(key, 0), batch)
-        held_out = batch if gate_batch is None else prepare(jax.random.fold_in(key, 1), gate_batch)
+        held_out = None if gate_batch is None else prepare(jax.random.fold_in(key, 1), gate_batch)
 
         forward: Callable[..., Any] = partial(_forward, state, shardings)
         wanted = getattr(state.model, "shared_prefix", False) if shared_prefix is None else shared_prefix
-        if wanted and gates and routing == "sequential" and gate_batch is None and accumulate == 1:
+        if wanted and state.gates and routing == "sequential" and passes is None and gate_batch is None and not cut:
+            gates, _ = divide(state.tx, state.trainable, gate_labels, routing)
             moves = jax.tree.map(lambda label: label in gates, state.tx.labels(state.trainable))
             apply = partial(_forward, state, shardings, model_state=state.model_state, key=model_key)
-            forward = share_prefix(apply, moves, state.trainable, batch["image"])
+            forward = share_prefix(apply, moves, state.trainable, select(inputs, batch))
 
-        together = routing in ("none", "joint") and not apart
-        main = Pass(weights, _loss_fn(state, forward, loss, penalty if together else None, metrics), batch)
-        gate_fn = main.loss if together else _loss_fn(state, forward, gate_loss or loss, penalty, {})
-        gate = Pass(gates, gate_fn, held_out, updates_state=False, every=gate_every)
-        point = Point(state.trainable, state.opt_state, state.model_state)
-        passes = mode(gate, main) if gates else [main]
-        point, reported, norms = take_passes(passes, state.tx, point, model_key, step=state.step, accumulate=accumulate)
-        new = _advance(state, point)
-        values = reported | {"grad_norm": norms} | _gate_metrics(new, penalty)
+        fn = partial(_loss_fn, state, forward, inputs, cut)
+        together = routing in ("none", "joint") and gate_loss is None and gate_batch is None
+        own = passes and [
+            one._replace(loss=fn(one.loss or loss, penalty if _moves_gates(state, one) else None, metrics))
+            for one in passes
+        ]
+        update = routed_update(
+            fn(loss, penalty if together else None, metrics),
+            state.tx,
+            routing,
+            gate_loss_fn=None if together else fn(gate_loss or loss, penalty, None),
+            passes=own,
+            **options,
+        )
+        *point, reported = update(
+            state.trainable, state.opt_state, state.model_state, batch, model_key, gate_batch=held_out, step=state.step
+        )
+        new = _advance(state, *point)
+        values = reported | _gate_metrics(new, penalty)
         return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings), values
 
     return jax.jit(step, donate_argnums=0) if jit else step
 
 
-def _check_options(routing: str, gate_every: int, accumulate: int, clip: tuple[float | None, float | None]) -> None:
-    check_integer("gate_every", gate_every, 1)
-    check_integer("accumulate", accumulate, 1)
-    if gate_every > 1 and routing != "sequential":
-        raise ValueError(
-            f"gate_every: expected 1 with routing {routing!r}, found {gate_every}; 'sequential' takes more"
-        )
-    if any(c is not None for c in clip) and routing != "reference":
-        raise ValueError(f"reference_clip: needs routing 'reference', found {routing!r}; clip inside a label instead")
+def _no_loss(*_: Any) -> Any:
+    raise NotImplementedError
 
 
-def _divide(state: TrainState, chosen: Sequence[str] | None, routing: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Labels of the gate pass and of the main pass."""
-    labels = state.tx.labels(state.trainable)
-    everything = frozenset(jax.tree.leaves(labels))
-    if chosen is not None:
-        gates = frozenset(chosen)
-        if gates - everything:
-            raise ValueError(
-                f"gate_labels: expected labels of leaves, {sorted(everything)}, found {sorted(gates - everything)}"
-            )
-        return gates, everything - gates
-    gates = labels_of_gates(state.trainable, labels)
-    if state.gates and not gates and routing != "none":
-        raise ValueError(
-            f"routing {routing!r} moves gates and weights apart, but one optimizer moves both; "
-            "use fsg.routed(params=..., gates=...), or routing='none'"
-        )
-    if gates and routing == "none":
-        warnings.warn(
-            f"routing 'none' with optimizers of their own for the gates ({sorted(gates)}) is the same as 'joint'; "
-            "give init_state one plain optax transformation to move gates and weights alike",
-            stacklevel=2,
-        )
-    return gates, everything - gates
+def _moves_gates(state: TrainState, one: Pass) -> bool:
+    return bool(set(one.labels) & set(jax.tree.leaves(state.tx.labels(state.trainable).get(GATES, {}))))
 
 
 def _forward(
-    state: TrainState, shardings: TrainState | None, trainable: PyTree, images: Any, *, model_state: PyTree, key: Key
+    state: TrainState,
+    shardings: TrainState | None,
+    trainable: PyTree,
+    arguments: tuple[Any, ...],
+    *,
+    model_state: PyTree,
+    key: Key,
 ) -> tuple[Any, PyTree]:
     """The model's outputs in training, and its updated model state."""
-    rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(RNG_STREAMS)}
     whole = trainable if shardings is None else gather_leaves(trainable, shardings.trainable)
-    return apply_model(state.model, {**whole, **model_state}, images, train=True, rngs=rngs)
+    return state.forward.train({**whole, **model_state}, arguments, key, state.tx)
 
 
 def _loss_fn(
-    state: TrainState, forward: Callable[..., Any], loss: Loss, penalty: Penalty | None, metrics: Mapping[str, Loss]
+    state: TrainState,
+    forward: Callable[..., Any],
+    inputs: Inputs,
+    cut: bool,
+    loss: Loss,
+    penalty: Penalty | None,
+    metrics: Mapping[str, Loss] | None,
 ) -> LossFn:
     """What a pass minimises, ``mean loss + penalty``, and the metrics of its outputs."""
 
     def loss_fn(trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> Any:
-        outputs, model_state = forward(trainable, batch["image"], model_state=model_state, key=key)
-        value = jnp.mean(loss(outputs, batch))
-        reported = {"loss": value} | {name: jnp.mean(f(outputs, batch)) for name, f in metrics.items()}
+        arguments = select(inputs, batch)
+        size = batch_size(arguments)
+        valid = valid_rows(batch, size)
+        outputs, model_state = forward(trainable, arguments, model_state=model_state, key=key)
+
+        def mean(label: str, function: Loss) -> Mean:
+            return mean_of(name_of(function, label), function(outputs, batch), size, valid, scalar=not cut)
+
+        reported = {"loss": mean("loss", loss)} | {k: mean(k, f) for k, f in (metrics or {}).items()}
+        terms: list[Any] = [reported["loss"]]
         if penalty is not None:
-            value = value + penalty(trainable.get(GATES, {}), state.gate_kinds)
-        return value, (model_state, reported)
+            terms.append(_penalty(penalty, trainable.get(GATES, {}), state))
+        return terms, (model_state, reported)
 
     return loss_fn
 
 
-def _advance(state: TrainState, point: Point) -> TrainState:
+def _penalty(penalty: Penalty, gates: PyTree, state: TrainState) -> Any:
+    arguments = (gates, state.gate_kinds, state.step)
+    return penalty(*arguments[: min(3, len(signature(penalty).parameters))])
+
+
+def _advance(state: TrainState, trainable: PyTree, opt_state: Any, model_state: PyTree) -> TrainState:
     """The state after a step; averages warm up as usual, with ``min(decay, (1 + t) / (10 + t))`` at step t."""
-    variables, step, ema = {**point.trainable, **point.model_state}, state.step + 1, state.ema
+    variables, step, ema = {**trainable, **model_state}, state.step + 1, state.ema
+    if GATE_STEP in variables:
+        variables[GATE_STEP] = jax.tree.map(lambda leaf: jnp.full_like(leaf, step), variables[GATE_STEP])
     if ema is not None and state.ema_decay is not None:
         decay = jnp.minimum(state.ema_decay, (1 + step) / (10 + step))
-        ema = optax.incremental_update(variables, ema, 1 - decay)
-    return replace(state, step=step, variables=variables, opt_state=point.opt_state, ema=ema)
+
+        def average(new: jax.Array, old: jax.Array) -> jax.Array:
+            floating = jnp.issubdtype(old.dtype, jnp.floating)
+            return optax.incremental_update(new.astype(old.dtype), old, 1 - decay) if floating else new
+
+        ema = like(jax.tree.map(average, variables, ema), ema, "ema")
+    return replace(state, step=step, variables=variables, opt_state=opt_state, ema=ema)
 
 
 def _gate_metrics(state: TrainState, penalty: Penalty | None) -> Metrics:
-    found: Metrics = {} if penalty is None else {"penalty": penalty(state.gates, state.gate_kinds)}
+    found: Metrics = {} if penalty is None else {"penalty": _penalty(penalty, state.gates, state)}
     if state.gates:
         found[GATES] = summarise(jnp.concatenate(list(gate_values(state).values())))
     return found
