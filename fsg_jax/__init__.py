@@ -8,7 +8,7 @@ from fsg_jax.endoscopy import sizing
 from fsg_jax.gates import penalties
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.gates.functions import squash
-from fsg_jax.gates.gate import GATES, Gate
+from fsg_jax.gates.gate import Gate
 from fsg_jax.gates.penalties import gate_penalty
 from fsg_jax.gates.select import harden, selected
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
@@ -17,8 +17,10 @@ from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, ro
 from fsg_jax.training import losses, metrics, sharding
 from fsg_jax.training.checkpoint import Checkpointer, CheckpointError
 from fsg_jax.training.evaluate import EvalStep, evaluate, make_eval_step
-from fsg_jax.training.state import TrainState, init_state
+from fsg_jax.training.init_state import init_state
+from fsg_jax.training.state import TrainState
 from fsg_jax.training.step import TrainStep, make_train_step
+from fsg_jax.typing import GATES
 
 __version__ = "0.1.0"
 

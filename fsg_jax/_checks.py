@@ -10,6 +10,12 @@ import numpy as np
 T = TypeVar("T")
 
 
+def expect(holds: Any, name: str, expected: str, found: Any) -> None:
+    """Raises ValueError ``NAME: expected ..., found ...`` unless `holds`."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, found {found}")
+
+
 def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     """``table[name]``; an unknown name is a ValueError that lists the known ones and suggests the nearest."""
     if isinstance(name, str) and name in table:

@@ -15,6 +15,12 @@ RawImages: TypeAlias = UInt8[Array, "batch height width channels"]
 Labels: TypeAlias = Int[Array, " batch"] | Float[Array, "batch classes"]
 """Class indices, or class probabilities (label smoothing, mixup, CutMix)."""
 
+GATES = "gates"
+"""Name of the variable collection of gate logits, and of the random stream that initialises and draws gates."""
+
+GATE_STEP = "gate_step"
+"""Name of the collection in which gates with a schedule of the temperature keep the step."""
+
 PyTree: TypeAlias = Any
 Variables: TypeAlias = Mapping[str, PyTree]
 """Flax variables by collection, e.g. ``{"params": ..., "gates": ..., "batch_stats": ...}``."""

@@ -71,6 +71,11 @@ SQUASHINGS: dict[str, Squashing] = {
 }
 
 
+def at_least_float32(values: Array) -> Array:
+    """`values` in float32, or in a wider floating-point dtype that they have."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
 def get_squashing(kind: Kind) -> Squashing:
     """The squashing of a kind; an unknown name is a ValueError that suggests the nearest."""
     if isinstance(kind, Squashing):
@@ -99,7 +104,7 @@ def squash(
       ValueError: unknown kind, or a stochastic kind in training without a key.
     """
     rule = get_squashing(kind)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+    logits = at_least_float32(logits) / temperature
     if not train or rule.sample is None:
         return rule.values(logits)
     if key is None:

@@ -13,15 +13,9 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, Float, Shaped
 
-from fsg_jax._checks import check_positive, look_up
+from fsg_jax._checks import check_positive, expect, look_up
 from fsg_jax.gates.functions import Kind, get_squashing, squash
-from fsg_jax.typing import AnyArray, Key
-
-GATES = "gates"
-"""Name of the variable collection of gate logits, and of the random stream that initialises and draws gates."""
-
-GATE_STEP = "gate_step"
-"""Name of the collection in which gates with a schedule of the temperature keep the step."""
+from fsg_jax.typing import GATE_STEP, GATES, AnyArray, Key
 
 Initializer = Callable[[Key, tuple[int, ...]], Array]
 
@@ -48,27 +42,22 @@ def get_init(init: str | Initializer | None, kind: Kind, value: float, temperatu
       temperature: by which logits are divided.
 
     Raises:
-      ValueError: unknown name or kind; a named init at which some gates of this kind have no gradient for ever.
+      ValueError: unknown name or kind; a random init of a kind without a gradient below 0, where gates would never move.
     """
     if callable(init):
         return init
     rule = get_squashing(kind)
     if init is None:
         init = "xavier" if kind == "sigmoid" or rule.open_logit is None else "open"
-    if init == "open" and rule.open_logit is None:
-        raise ValueError(f"logits_init: expected a kind with an open_logit for 'open', found {kind!r}")
+    expect(init != "open" or rule.open_logit is not None, "logits_init 'open'", "a kind with an open_logit", repr(kind))
     constants = {"constant": value, "open": (rule.open_logit or 0.0) * temperature}
     fill = {name: lambda _, shape, c=c: jnp.full(shape, c, jnp.float32) for name, c in constants.items()}
-    found = look_up({"xavier": xavier, "he": he, **fill}, init, "gate init")
-    with jax.ensure_compile_time_eval():
-        likely = jnp.array([constants[init]] if init in constants else [-0.5, 0.5], jnp.float32)
-        slopes = jax.grad(lambda g: jnp.sum(rule.values(g / temperature)))(likely)
-        if rule.sample is None and not jnp.all(slopes):
-            raise ValueError(
-                f"logits_init: expected logits at which gates of kind {kind!r} move, found {init!r}, "
-                f"e.g. a logit of {float(likely[jnp.argmin(jnp.abs(slopes))])}, where the gradient is 0"
-            )
-    return found
+    if init not in fill and rule.sample is None:
+        with jax.ensure_compile_time_eval():
+            slopes = jax.grad(lambda g: jnp.sum(rule.values(g / temperature)))(jnp.float32([-0.5, 0.5]))
+            dead = bool(jnp.any(slopes == 0))
+        expect(not dead, "logits_init", f"logits at which all gates of kind {kind!r} move, e.g. 'open'", repr(init))
+    return look_up({"xavier": xavier, "he": he, **fill}, init, "gate init")
 
 
 class Gate(nn.Module):
@@ -104,18 +93,14 @@ class Gate(nn.Module):
           ValueError: unknown kind or init, `axis` out of range, values that are not floating-point, or stored logits
             that do not fit the channels.
         """
-        if not -x.ndim <= self.axis < x.ndim:
-            raise ValueError(f"axis: expected an axis of the input, of shape {x.shape}, found {self.axis}")
+        expect(-x.ndim <= self.axis < x.ndim, "axis", f"an axis of the input, of shape {x.shape}", self.axis)
         check_floating(x)
         axis = self.axis % x.ndim
         init = get_init(self.logits_init, self.kind, self.init_value, float(self.temperature_at(0)))
         shape = (x.shape[axis],)
         logits = self.variable(GATES, "logits", lambda: init(self.make_rng(GATES), shape)).value
-        if logits.shape != shape:
-            raise ValueError(
-                f"gate {'/'.join(self.path) or 'at the top'}: logits have shape {logits.shape}, but axis {self.axis} "
-                f"of the input of shape {x.shape} has {shape[0]} channels"
-            )
+        channels = f"{shape[0]} logits, one for each channel on axis {self.axis} of the input of shape {x.shape}"
+        expect(logits.shape == shape, f"gate {'/'.join(self.path) or 'at the top'}", channels, logits.shape)
         step: Any = 0
         if callable(self.temperature):
             step = self.variable(GATE_STEP, "step", lambda: jnp.zeros((), jnp.int32)).value
@@ -142,8 +127,7 @@ class Gate(nn.Module):
 
 def check_floating(x: AnyArray) -> None:
     """Raises ValueError unless `x` is of a floating-point dtype: a gate times integers would be rounded to 0."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"input of a gate: expected floating-point values, found {x.dtype}")
+    expect(jnp.issubdtype(x.dtype, jnp.floating), "input of a gate", "floating-point values", x.dtype)
 
 
 def squash_in(module: nn.Module, logits: Float[Array, "..."], train: bool) -> Float[Array, "..."]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fsg_jax._checks import check_choice, look_up
+from fsg_jax._checks import check_choice, expect, look_up
 from fsg_jax.gates.functions import HARD_CONCRETE_BETA, HARD_CONCRETE_HIGH, HARD_CONCRETE_LOW
 from fsg_jax.gates.gate import Gate
 from fsg_jax.gates.summary import binary_entropy, flat_gates, rule_of
@@ -48,9 +48,8 @@ def _of_values(rule: Callable[[Array], Array]) -> Callable[[Array, Any, Any], Ar
 
 
 def _l0(logits: Array, kind: Any, step: Any) -> Array:
-    if isinstance(kind, Gate):
-        return expected_l0(logits / kind.temperature_at(step), kind.kind)
-    return expected_l0(logits, kind)
+    scaled = isinstance(kind, Gate)
+    return expected_l0(logits / kind.temperature_at(step), kind.kind) if scaled else expected_l0(logits, kind)
 
 
 PENALTIES: dict[str, Callable[[Array, Any, Any], Array]] = {
@@ -79,16 +78,14 @@ def gate_penalty(
     """
     rule = look_up(PENALTIES, name, "gate penalty")
     check_choice("reduction", reduction, ("sum", "mean"))
-    if not callable(weight) and not math.isfinite(weight):
-        raise ValueError(f"weight: expected a finite number, found {weight}")
+    expect(callable(weight) or math.isfinite(weight), "weight", "a finite number or a schedule", weight)
 
     def penalty(collection: Mapping[str, Any], kinds: GateKinds, step: Any = 0) -> Array:
         leaves = flat_gates(collection, kinds)
         if gates is not None:
             names = [name for name, *_ in leaves]
             leaves = [leaf for leaf in leaves if re.fullmatch(gates, leaf[0])]
-            if not leaves:
-                raise ValueError(f"gates: expected a pattern of some of {names}, found {gates!r}")
+            expect(leaves, "gates", f"a pattern of some of {names}", repr(gates))
         total = sum((rule(g, kind, step) for _, g, kind in leaves), start=jnp.zeros(()))
         count = sum(g.size for _, g, _ in leaves) if reduction == "mean" else 1
         return (weight(step) if callable(weight) else weight) * total / max(count, 1)

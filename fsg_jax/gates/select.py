@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool
 
-from fsg_jax.gates.gate import GATES
+from fsg_jax._checks import expect
 from fsg_jax.gates.summary import gate_values, gates_and_kinds, rule_of, split_name
+from fsg_jax.typing import GATES
 
 HARD_LOGITS = (0.0, *(sign * size for size in (1.0, 3.0, 10.0, 100.0, 1e3, 1e6) for sign in (-1, 1)))
 """Where `harden` looks for logits at which a kind is exactly 0 or 1."""
@@ -38,28 +39,18 @@ def harden(state: Any, threshold: float = 0.5, *, kinds: Any = None) -> Any:
       ValueError: a gate whose kind reaches no 0 or no 1.
     """
     gates, found = gates_and_kinds(state, kinds)
-    by_name, step = dict(found), getattr(state, "step", 0)
-    flat = flatten_dict(gates, sep="/")
-    for path, logits in flat.items():
-        rule = rule_of(by_name[split_name(path)], step)
-        keep = rule(logits) >= threshold
+    kind_by_name, step, hard = dict(found), getattr(state, "step", 0), {}
+    for path, logits in flatten_dict(gates, sep="/").items():
+        name = split_name(path)
+        rule = rule_of(kind_by_name[name], step)
         off, on = (next((g for g in HARD_LOGITS if _reaches(rule, logits, g, to)), None) for to in (0, 1))
-        if off is None or on is None:
-            raise ValueError(f"gate {split_name(path)!r}: expected a kind that can be 0 and 1, found one that cannot")
-        flat[path] = jnp.where(keep, on, off).astype(logits.dtype)
-    hardened = {GATES: unflatten_dict(flat, sep="/")}
+        expect(off is not None and on is not None, f"gate {name!r}", "a kind that can be 0 and 1", "one that cannot")
+        hard[path] = jnp.where(rule(logits) >= threshold, on or 0.0, off or 0.0).astype(logits.dtype)
+    hardened = {GATES: unflatten_dict(hard, sep="/")}
     if isinstance(state, Mapping):
         return {**state, **hardened}
-    ema = (
-        None
-        if state.ema is None
-        else state.ema | jax.tree.map(lambda h, e: h.astype(e.dtype), hardened, _gates(state.ema))
-    )
+    ema = state.ema and state.ema | jax.tree.map(lambda g, e: g.astype(e.dtype), hardened, {GATES: state.ema[GATES]})
     return replace(state, variables=state.variables | hardened, ema=ema)
-
-
-def _gates(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {GATES: variables[GATES]}
 
 
 def _reaches(rule: Any, logits: Array, logit: float, value: int) -> bool:

@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
 from fsg_jax.gates.functions import Kind, get_squashing
-from fsg_jax.gates.gate import GATE_STEP, GATES, Initializer, along_axis, check_floating, get_init
 from fsg_jax.gates.gate import Gate as Rule
-from fsg_jax.typing import AnyArray
+from fsg_jax.gates.gate import Initializer, along_axis, check_floating, get_init
+from fsg_jax.typing import GATE_STEP, GATES, AnyArray
 
 
 @nnx.register_variable_name(GATES)

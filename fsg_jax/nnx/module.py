@@ -9,15 +9,16 @@ import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fsg_jax._checks import expect
 from fsg_jax.gates.functions import Kind
-from fsg_jax.gates.gate import GATES
-from fsg_jax.gates.gate import Gate as Rule
-from fsg_jax.gates.summary import split_name
+from fsg_jax.gates.kinds import kind_of
+from fsg_jax.gates.summary import by_name
 from fsg_jax.nnx.gate import Gate
 from fsg_jax.routing.labels import RoutedTransformation, as_routed
-from fsg_jax.training.state import TrainState, new_state
+from fsg_jax.training.init_state import new_state
+from fsg_jax.training.state import TrainState
 from fsg_jax.training.step import make_train_step
-from fsg_jax.typing import Key, PyTree
+from fsg_jax.typing import GATES, Key, PyTree
 
 __all__ = ["NnxForward", "init_state", "make_train_step", "merge"]
 
@@ -109,26 +110,21 @@ def init_state(
     graph, state = nnx.split(model)
     paths = tuple((name_of(variable), path) for path, variable in nnx.to_flat_state(state))
     values = by_collection(state)
-    if absent := sorted(set(trainable) - values.keys() - {"params", GATES}):
-        raise ValueError(f"trainable: expected collections of the model, {sorted(values)}, found {absent}")
+    absent = sorted(set(trainable) - values.keys() - {"params", GATES})
+    expect(not absent, "trainable", f"collections of the model, {sorted(values)}", absent)
     if still := [
         "/".join(map(str, path))
         for path, part in nnx.iter_modules(model)
         if getattr(part, "deterministic", False) or getattr(part, "use_running_average", False)
     ]:
         warnings.warn(f"model: {still} are in evaluation mode and stay in it in training", stacklevel=2)
-    rules = {"/".join(map(str, p)): _kind(part.rule) for p, part in nnx.iter_modules(model) if isinstance(part, Gate)}
+    rules = {"/".join(map(str, p)): kind_of(part.rule) for p, part in nnx.iter_modules(model) if isinstance(part, Gate)}
     rules |= dict(gate_kinds or {})
-    names = {split_name(path) for path in flatten_dict(values.get(GATES, {}), sep="/")}
-    if names ^ rules.keys():
-        raise ValueError(f"gates: expected a kind for each of {sorted(names)}, found {sorted(rules)}; give gate_kinds")
+    names = by_name(values.get(GATES, {})).keys()
+    expect(names == rules.keys(), "gate_kinds", f"a kind for each of {sorted(names)}", sorted(rules))
     forward = NnxForward(graph, paths, tuple(trainable))
     key = jax.random.key(0) if key is None else key
     return new_state(forward, as_routed(tx), key, values, tuple(rules.items()), ema_decay)
-
-
-def _kind(rule: Rule) -> Any:
-    return rule.kind if type(rule).values is Rule.values and rule.temperature == 1.0 else rule
 
 
 def merge(state: TrainState) -> nnx.Module:

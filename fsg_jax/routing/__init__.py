@@ -3,7 +3,7 @@
 from fsg_jax.routing.labels import RoutedTransformation, is_weight, routed
 from fsg_jax.routing.mask import route
 from fsg_jax.routing.means import Mean
-from fsg_jax.routing.modes import ROUTINGS, Pass, Point, routed_update, take_passes
+from fsg_jax.routing.modes import ROUTINGS, Pass, Point, routed_update
 
 __all__ = [
     "ROUTINGS",
@@ -15,5 +15,4 @@ __all__ = [
     "route",
     "routed",
     "routed_update",
-    "take_passes",
 ]

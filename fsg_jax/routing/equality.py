@@ -4,9 +4,9 @@ JAX compiles a function again if an argument of it that is not an array, such as
 before. Optimizers are closures, which Python compares by identity.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import jax
@@ -35,35 +35,30 @@ def content(value: Any, within: tuple[int, ...] = ()) -> Any:
 
     Args:
       value: anything.
-      within: ids of the functions that contain `value`.
+      within: ids of the values that contain `value`.
     """
     if id(value) in within:
-        return ("itself", len(within) - within.index(id(value)))
-    inside: Callable[[Any], Any] = partial(content, within=(*within, id(value)))
+        return "itself", len(within) - within.index(id(value))
+    parts: Any = None
     if isinstance(value, FunctionType):
-        cells = tuple(_content_of_cell(cell, inside) for cell in value.__closure__ or ())
-        parts = (value.__defaults__, value.__kwdefaults__, vars(value))
-        return (value.__code__, id(value.__globals__), cells, *map(inside, parts))
-    if isinstance(value, MethodType):
-        return (inside(value.__func__), inside(value.__self__))
-    if isinstance(value, partial):
-        return (partial, inside(value.func), inside(value.args), inside(value.keywords))
-    if isinstance(value, tuple | list):
-        return (type(value), *map(inside, value))
-    if isinstance(value, Mapping):
-        return (type(value), *((inside(k), inside(v)) for k, v in value.items()))
-    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
-        array = np.asarray(value)
-        return (type(value), array.shape, array.dtype, array.tobytes())
+        parts = [value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value)]
+        parts += [value.__code__, Identity(value.__globals__)]
+    elif isinstance(value, CellType):
+        try:
+            parts = [value.cell_contents]
+        except ValueError:  # not yet bound
+            return Identity(value)
+    elif isinstance(value, MethodType | partial):
+        parts = value.__reduce__()[1:] if isinstance(value, partial) else (value.__func__, value.__self__)
+    elif isinstance(value, tuple | list):
+        parts = value
+    elif isinstance(value, Mapping):
+        parts = list(value.items())
+    elif isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
+        parts = [(array := np.asarray(value)).shape, array.dtype, array.tobytes()]
+    if parts is not None:
+        return (type(value), *(content(part, (*within, id(value))) for part in parts))
     try:
-        hash(value)
+        return type(value), hash(value), value
     except TypeError:
         return Identity(value)
-    return (type(value), value)
-
-
-def _content_of_cell(cell: Any, inside: Callable[[Any], Any]) -> Any:
-    try:
-        return inside(cell.cell_contents)
-    except ValueError:  # not yet bound
-        return Identity(cell)

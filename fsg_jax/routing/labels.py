@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import Parameter, signature
 from types import EllipsisType
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_map_with_path
 
-from fsg_jax.gates.gate import GATES
+from fsg_jax._checks import expect
 from fsg_jax.routing.equality import content
-from fsg_jax.routing.means import like, same_structure
-from fsg_jax.typing import PyTree
+from fsg_jax.routing.means import like
+from fsg_jax.typing import GATES, PyTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +53,10 @@ class RoutedTransformation:
             the ungated twin too; a transformation that cannot run in a routed step.
         """
         labels = self.labels(trainable)
-        if empty := sorted(set(self.transforms) - set(jax.tree.leaves(labels)) - {GATES}):
-            roots = sorted({keystr(path[:1], simple=True) for path, _ in jax.tree.leaves_with_path(trainable)})
-            raise ValueError(f"labels: expected leaves for every label, found none for {empty}; leaves are in {roots}")
-        shapes = {label: self._try(label, labels, trainable) for label in sorted(set(self.transforms) - self.frozen)}
+        empty = sorted(set(self.transforms) - set(jax.tree.leaves(labels)) - {GATES})
+        roots = sorted({path.split("/")[0] for path in paths_of(trainable)})
+        expect(not empty, "labels", f"leaves for every label; there are some in {roots}", f"none for {empty}")
+        shapes = {label: self._settle(label, labels, _guarded(trainable)) for label in {*self.transforms} - self.frozen}
         state = self._multi_transform(labels).init(_guarded(trainable))
         inner = {k: jax.tree.map(_copy, s, shapes.get(k, s)) for k, s in state.inner_states.items()}
         return state._replace(inner_states=inner)
@@ -65,9 +65,8 @@ class RoutedTransformation:
         self, grads: PyTree, opt_state: optax.OptState, trainable: PyTree, **extra: Any
     ) -> tuple[PyTree, optax.OptState]:
         """Returns the updates of all leaves and the new state, as any optax transformation."""
-        updates, opt_state = self._multi_transform(self.labels(trainable)).update(
-            _guarded(grads), opt_state, _guarded(trainable), **extra
-        )
+        tx = self._multi_transform(self.labels(trainable))
+        updates, opt_state = tx.update(_guarded(grads), opt_state, _guarded(trainable), **extra)
         return _unguarded(updates, trainable), opt_state
 
     def as_optax(self) -> optax.GradientTransformationExtraArgs:
@@ -109,45 +108,32 @@ class RoutedTransformation:
         Returns:
           New `trainable` and `opt_state`, with the structure and dtypes of the old ones.
         """
-        labels = self.labels(trainable)
-        grads = jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads)
-        updates, new = self._multi_transform(labels, active).update(
-            _guarded(grads), opt_state, _guarded(trainable), **extra
-        )
+        labels, tree = self.labels(trainable), _guarded(trainable)
+        grads = _guarded(jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads))
+        updates, new = self._multi_transform(labels, active).update(grads, opt_state, tree, **extra)
 
         def move(label: str, leaf: jax.Array, update: jax.Array) -> jax.Array:
             return optax.apply_updates(leaf, update) if label in active else leaf
 
-        return jax.tree.map(move, labels, trainable, _unguarded(updates, trainable)), like(new, opt_state, "optimizer")
+        return jax.tree.map(move, labels, trainable, _unguarded(updates, trainable)), like(new, opt_state)
 
-    def _multi_transform(
-        self, labels: PyTree, active: Collection[str] | None = None
-    ) -> optax.GradientTransformationExtraArgs:
-        chosen = {}
-        for label, tx in self.transforms.items():
-            moves = label not in self.frozen and (active is None or label in active)
-            chosen[label] = _tolerant(tx) if moves else _hold(tx or optax.set_to_zero())
-        return optax.multi_transform(chosen, _guarded(labels))
+    def _multi_transform(self, labels: PyTree, active: Collection[str] | None = None) -> Any:
+        chosen = {k: _hold(tx or optax.set_to_zero()) for k, tx in self.transforms.items()}
+        moving = set(self.transforms if active is None else active) - self.frozen
+        return optax.multi_transform(chosen | {k: _tolerant(self.transforms[k]) for k in moving}, _guarded(labels))
 
-    def _try(self, label: str, labels: PyTree, trainable: PyTree) -> PyTree:
-        """Shapes and dtypes that the state of one label settles at. Raises ValueError if it cannot run."""
-        rest = {k: tx if k == label else None for k, tx in self.transforms.items()}
-        alone, tree = RoutedTransformation(rest, {})._multi_transform(labels), _guarded(trainable)
+    def _settle(self, label: str, labels: PyTree, tree: PyTree) -> PyTree:
+        """Shapes and dtypes that the state of one label has from the first update on. Raises ValueError."""
+        alone = replace(self, transforms=dict.fromkeys(self.transforms) | {label: self.transforms[label]})
+        tx = alone._multi_transform(labels)
         try:
-            state = before = jax.eval_shape(alone.init, tree)
+            state = before = jax.eval_shape(tx.init, tree)
             for _ in range(3):  # dtypes may widen, e.g. those of averages of bfloat16 leaves
-                update = jax.eval_shape(alone.update, tree, state, tree, value=jnp.zeros(()))
-                updates, state = update
-            if not same_structure(state, before):
-                raise ValueError("its state changes its structure")
-            if not same_structure(updates, tree):
-                raise ValueError("its updates do not have the structure of the leaves")
+                updates, state = jax.eval_shape(tx.update, tree, state, tree, value=jnp.zeros(()))
+            jax.tree.map(lambda *_: None, (tree, before), (updates, state))
         except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f"optimizer of label {label!r}: expected a transformation of (gradients, state, leaves), given "
-                f"value=loss and nothing else, found {cause}"
-            ) from error
+            wanted = "a transformation of (gradients, state, leaves), given value=loss and nothing else"
+            raise ValueError(f"optimizer of label {label!r}: expected {wanted}, found {error!r}") from error
         return state.inner_states[label]
 
 
@@ -177,12 +163,10 @@ def routed(
       ValueError: at ``init`` and in the step, naming the leaf: a leaf with no transformation or with two labels;
         a pattern that matches nothing. Here: a pattern for a label without a transformation.
     """
-    if not transforms:
-        raise ValueError("routed needs at least one transformation, e.g. routed(params=optax.sgd(0.1))")
-    patterns = dict(labels or {})
-    for label in patterns.keys() - transforms.keys():
-        raise ValueError(f"labels: expected labels with a transformation, {sorted(transforms)}, found {label!r}")
-    return RoutedTransformation(transforms, patterns)
+    expect(transforms, "routed", "at least one transformation, e.g. params=optax.sgd(0.1)", "none")
+    extra = sorted({*(labels or {})} - transforms.keys())
+    expect(not extra, "labels", f"labels with a transformation, {sorted(transforms)}", extra)
+    return RoutedTransformation(transforms, dict(labels or {}))
 
 
 def as_routed(tx: optax.GradientTransformation | RoutedTransformation) -> RoutedTransformation:
@@ -192,7 +176,7 @@ def as_routed(tx: optax.GradientTransformation | RoutedTransformation) -> Routed
 
 def label_tree(tree: PyTree, patterns: Mapping[str, str | EllipsisType], known: Collection[str]) -> PyTree:
     """Returns the label of every leaf; every leaf has exactly one, or a ValueError names it. See `routed`."""
-    paths = [keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+    paths = paths_of(tree)
     rest = [label for label, pattern in patterns.items() if pattern is ...]
     named = {label: pattern for label, pattern in patterns.items() if isinstance(pattern, str)}
     for label, pattern in named.items():
@@ -201,17 +185,19 @@ def label_tree(tree: PyTree, patterns: Mapping[str, str | EllipsisType], known: 
 
     def label_of(path: str) -> str:
         claims = [k for k, pattern in named.items() if re.fullmatch(pattern, path)] or rest or [path.split("/")[0]]
-        if len(claims) > 1:
-            raise ValueError(f"leaf {path!r} has more than one label: {sorted(claims)}")
-        if claims[0] not in known:
-            found = f"leaf {path!r} has label {claims[0]!r}, which no transformation moves"
-            raise ValueError(f"{found}; there are {sorted(known)}")
+        expect(len(claims) == 1, f"leaf {path!r}", "one label", f"more than one label: {sorted(claims)}")
+        expect(claims[0] in known, f"leaf {path!r}", f"a label with a transformation, {sorted(known)}", repr(claims[0]))
         return claims[0]
 
     return jax.tree.unflatten(jax.tree.structure(tree), map(label_of, paths))
 
 
-def gate_labels(tree: PyTree, labels: PyTree) -> frozenset[str]:
+def paths_of(tree: PyTree) -> list[str]:
+    """Paths of the leaves, keys joined with ``/``."""
+    return [keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def labels_of_gates(tree: PyTree, labels: PyTree) -> frozenset[str]:
     """Labels all of whose leaves are in the ``"gates"`` collection; in a tree without one, the label ``"gates"``.
 
     Raises:

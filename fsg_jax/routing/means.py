@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fsg_jax._checks import expect
 from fsg_jax.typing import PyTree
 
 
@@ -44,74 +45,46 @@ def mean_of(name: str, found: Any, size: int, valid: Any = None, *, scalar: bool
       ValueError: another shape; a scalar where rows are masked or the batch is cut.
     """
     values, weights = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    values = jnp.asarray(values)
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-    if weights is None and values.ndim == 0:
-        if valid is not None or not scalar:
-            why = "batch['valid'] weighs examples" if valid is not None else "the batch is cut into parts"
-            raise ValueError(f"{name}: expected one value per example, shape ({size}, ...), found a scalar; {why}")
+    values = _at_least_float32(values)
+    if weights is None and values.ndim == 0 and valid is None and scalar:
         return Mean(values * size, jnp.float32(size))
-    if values.ndim == 0 or values.shape[0] != size:
-        raise ValueError(f"{name}: expected shape ({size}, ...), an entry for each example, found {values.shape}")
+    why = ", for rows are masked or the batch is cut" if values.ndim == 0 else ""
+    expect(values.shape[:1] == (size,), name, f"a value for each example, shape ({size}, ...){why}", values.shape)
     if weights is None and values.shape == (size, size) and size > 1:
-        warnings.warn(
-            f"{name}: found shape {values.shape}; if it came from ({size}, 1) and ({size},), every example was "
-            "compared with every other",
-            stacklevel=2,
-        )
+        hint = f"if it came from ({size}, 1) and ({size},), every example was compared with every other"
+        warnings.warn(f"{name}: found shape {values.shape}; {hint}", stacklevel=2)
     if weights is None:
         values, weights = values.reshape(size, -1).mean(1), jnp.ones(size)
-    weights = jnp.asarray(weights).astype(jnp.promote_types(jnp.asarray(weights).dtype, jnp.float32))
-    if weights.ndim == 0 or weights.shape != values.shape[: weights.ndim]:
-        raise ValueError(f"{name}: expected weights of shape {values.shape} or ({size},), found {weights.shape}")
-    weights = jnp.broadcast_to(_pad(weights, values.ndim), values.shape)
-    if valid is not None:
-        weights = weights * _pad(valid, values.ndim)
+    weights = _at_least_float32(weights)
+    fits = weights.ndim > 0 and weights.shape == values.shape[: weights.ndim]
+    expect(fits, name, f"weights of shape {values.shape} or ({size},)", weights.shape)
+    weights = _spread(weights, values) * (1 if valid is None else _spread(valid, values))
     # A value without weight may be NaN, e.g. that of a missing label.
     return Mean(jnp.sum(jnp.where(weights == 0, 0, weights * values)), jnp.sum(weights))
 
 
-def _pad(weights: Array, ndim: int) -> Array:
-    return weights.reshape(*weights.shape, *[1] * (ndim - weights.ndim))
+def _at_least_float32(values: Any) -> Array:
+    return jnp.asarray(values).astype(jnp.promote_types(jnp.asarray(values).dtype, jnp.float32))
+
+
+def _spread(weights: Array, values: Array) -> Array:
+    return jnp.broadcast_to(weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)), values.shape)
 
 
 def valid_rows(batch: Any, size: int) -> Array | None:
-    """``batch["valid"]`` as float32 weights (size,), or None if the batch has none.
-
-    Raises:
-      ValueError: another shape.
-    """
+    """``batch["valid"]`` as float32 weights (size,), or None if there is none. Raises ValueError for another shape."""
     if not isinstance(batch, Mapping) or "valid" not in batch:
         return None
     valid = jnp.asarray(batch["valid"])
-    if valid.shape != (size,):
-        raise ValueError(f"batch['valid']: expected shape ({size},), found {valid.shape}")
+    expect(valid.shape == (size,), "batch['valid']", f"shape ({size},)", valid.shape)
     return valid.astype(jnp.float32)
 
 
-def like(new: PyTree, old: PyTree, what: str) -> PyTree:
-    """`new` with the dtypes of `old`.
+def like(new: PyTree, old: PyTree) -> PyTree:
+    """`new` with the dtypes of `old`, no leaf weakly typed. Raises ValueError, which names it, where a node differs."""
 
-    Raises:
-      ValueError: another structure or shape, whose leaves are named.
-    """
-    shapes = [
-        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (old, new)
-    ]
-    if not same_structure(new, old) or shapes[0] != shapes[1]:
-        differ = [k for k in shapes[0] | shapes[1] if shapes[0].get(k) != shapes[1].get(k)]
-        raise ValueError(f"{what}: expected the structure and shapes of before, found others at {differ[:5]}")
-    return jax.tree.map(_cast, new, old)
+    def cast(old: Any, new: Any) -> Any:
+        right = isinstance(new, jax.Array) and new.dtype == old.dtype and not new.aval.weak_type
+        return new if right else jnp.asarray(new).astype(old.dtype)
 
-
-def same_structure(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees differ in their leaves alone."""
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
-    return structures[0] == structures[1]
-
-
-def _cast(new: Any, old: Any) -> Any:
-    if isinstance(new, jax.Array) and new.dtype == old.dtype and not new.aval.weak_type:
-        return new
-    return jnp.asarray(new).astype(old.dtype)
+    return jax.tree.map(cast, old, new)

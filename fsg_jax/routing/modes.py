@@ -19,20 +19,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from fsg_jax._checks import check_integer, look_up
-from fsg_jax.gates.gate import GATES
-from fsg_jax.routing.labels import RoutedTransformation, as_routed
-from fsg_jax.routing.labels import gate_labels as labels_of_gates
+from fsg_jax._checks import check_integer, expect, look_up
+from fsg_jax.routing.labels import RoutedTransformation, as_routed, labels_of_gates
 from fsg_jax.routing.means import Mean, as_means, like
-from fsg_jax.typing import Batch, Key, PyTree
+from fsg_jax.typing import GATES, Batch, Key, PyTree
 
 LossFn: TypeAlias = Callable[[PyTree, PyTree, Batch, Key], tuple[Any, tuple[PyTree, dict[str, Any]]]]
 """``loss_fn(trainable, model_state, batch, key) -> (loss, (model_state, metrics))``, of pytrees of arrays.
 
 The loss and each metric is a scalar, or a `Mean`, or, the loss, a list of both, whose values are added."""
-
-Report: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
-"""Metrics of a pass, and gradient norms by label."""
 
 
 class Pass(NamedTuple):
@@ -152,69 +147,75 @@ def routed_update(
         out a label that is not frozen, or name one that is not there. When it runs: one optimizer for gates and
         weights with a mode that moves them apart; a batch that cannot be cut.
     """
-    mode = look_up(ROUTINGS, routing, "routing")
-    tx = as_routed(tx)
+    tx, mode = as_routed(tx), look_up(ROUTINGS, routing, "routing")
     check_integer("gate_every", gate_every, 1)
     check_integer("accumulate", accumulate, 1)
-    for name, value, default in (("gate_every", gate_every, 1), ("gate_between", gate_between, (0, None))):
-        if value != default and (routing != "sequential" or passes is not None):
-            raise ValueError(f"{name}: expected {default} unless routing is 'sequential', found {value}")
-    if clip != (None, None):
-        if routing != "reference":
-            raise ValueError(
-                f"reference_clip: needs routing 'reference', found {routing!r}; clip inside a label instead"
-            )
+    simple = (gate_every, gate_between) == (1, (0, None)) or (routing == "sequential" and passes is None)
+    expect(simple, "gate_every and gate_between", "routing 'sequential'", repr(routing))
+    if routing == "reference":
         mode = partial(mode, clip=clip)
+    expect(clip == (None, None) or routing == "reference", "reference_clip", "routing 'reference'", repr(routing))
 
     def update(
         trainable: PyTree,
-        opt_state: optax.OptState,
+        opt_state: Any,
         model_state: PyTree,
         batch: Batch,
         key: Key,
         *,
-        gate_batch: Batch | None = None,
+        gate_batch: Any = None,
         step: Any = 0,
-    ) -> tuple[PyTree, optax.OptState, PyTree, dict[str, Any]]:
-        if routing == "none" and passes is None and (gate_loss_fn is not None or gate_batch is not None):
-            raise ValueError("routing 'none' has one loss and one batch; gate_loss and gate_batch need another mode")
-        main = Pass(frozenset(), loss_fn)
+    ) -> tuple[PyTree, Any, PyTree, dict[str, Any]]:
+        labels, order = tx.labels(trainable), list(passes or [])
         if passes is None:
-            gates, weights = divide(tx, trainable, gate_labels, routing)
-            gate = Pass(
-                gates,
-                gate_loss_fn or loss_fn,
-                "batch" if gate_batch is None else "gate_batch",
-                every=gate_every,
-                between=gate_between,
-            )
-            order = mode(gate, main._replace(labels=weights)) if gates else [main._replace(labels=weights)]
-        else:
-            order = [one if one.loss is not None else one._replace(loss=loss_fn) for one in passes]
-            _check_cover(order, tx, trainable)
-        batches = {"batch": batch, "gate_batch": gate_batch}
-        point, metrics, norms = take_passes(
-            order, tx, Point(trainable, opt_state, model_state), batches, key, step=step, accumulate=accumulate
+            gates = gate_pass(trainable, labels, gate_labels, tx, routing)
+            main = Pass(frozenset(jax.tree.leaves(labels)) - gates, loss_fn)
+            name = "batch" if gate_batch is None else "gate_batch"
+            gate = Pass(gates, gate_loss_fn or loss_fn, name, every=gate_every, between=gate_between)
+            apart = gate.loss is not loss_fn or gate_batch is not None
+            expect(not (apart and routing == "none"), "gate_loss and gate_batch", "another routing", "'none'")
+            order = mode(gate, main) if gates else [main]
+        moving, moved = set(jax.tree.leaves(labels)) - tx.frozen, {label for one in order for label in one.labels}
+        expect(
+            moving == moved - tx.frozen, "passes", f"all labels that are not frozen, {sorted(moving)}", sorted(moved)
         )
+
+        batches = {"batch": batch, "gate_batch": gate_batch}
+        point, metrics, grads = Point(trainable, opt_state, model_state), {}, None
+        norms: dict[str, Array] = {}
+        for i, one in enumerate(order):
+            last = i == len(order) - 1
+            one = one._replace(
+                labels=frozenset(one.labels) - tx.frozen,
+                loss=one.loss or loss_fn,
+                updates_state=last if one.updates_state is None else one.updates_state,
+                differentiated=frozenset(one.differentiated or one.labels) - tx.frozen,
+            )
+            if not (one.differentiated or last):
+                continue
+            take = partial(_take, one, tx, labels, trainable, grads, batches[one.batch], key, accumulate)
+            if one.every == 1 and one.between == (0, None):
+                point, (metrics, new), grads = take(point)
+            else:
+                first, end = one.between
+                due = (step % one.every == 0) & (step >= first) & (True if end is None else step < end)
+                point, (metrics, new) = jax.lax.cond(due, lambda p, take=take: take(p)[:2], partial(_skip, take), point)
+            norms |= new
         return *point, {**metrics, "grad_norm": norms}
 
     return update
 
 
-def divide(
-    tx: RoutedTransformation, trainable: PyTree, chosen: Collection[str] | None, routing: str
-) -> tuple[frozenset[str], frozenset[str]]:
-    """Labels of the gate pass and of the main pass."""
-    labels = tx.labels(trainable)
-    everything = frozenset(jax.tree.leaves(labels))
+def gate_pass(
+    trainable: PyTree, labels: PyTree, chosen: Collection[str] | None, tx: RoutedTransformation, routing: str
+) -> frozenset[str]:
+    """Labels of the gate pass."""
+    everything = set(jax.tree.leaves(labels))
     if chosen is not None:
-        gates = frozenset(chosen)
-        if gates - everything:
-            found = sorted(gates - everything)
-            raise ValueError(f"gate_labels: expected labels of leaves, {sorted(everything)}, found {found}")
-        return gates, everything - gates
+        expect(everything.issuperset(chosen), "gate_labels", f"labels of leaves, {sorted(everything)}", sorted(chosen))
+        return frozenset(chosen)
     gates = labels_of_gates(trainable, labels)
-    has_gates = bool(gates) or (isinstance(trainable, Mapping) and bool(jax.tree.leaves(trainable.get(GATES, {}))))
+    has_gates = isinstance(trainable, Mapping) and bool(jax.tree.leaves(trainable.get(GATES, {})))
     if has_gates and not gates and routing != "none":
         raise ValueError(
             f"routing {routing!r} moves gates and weights apart, but one optimizer moves both; "
@@ -226,98 +227,32 @@ def divide(
             "give init_state one plain optax transformation to move gates and weights alike",
             stacklevel=2,
         )
-    return gates, everything - gates
+    return gates
 
 
-def _check_cover(passes: Sequence[Pass], tx: RoutedTransformation, trainable: PyTree) -> None:
-    moving = set(jax.tree.leaves(tx.labels(trainable))) - tx.frozen
-    moved = {label for one in passes for label in one.labels}
-    if moving ^ moved:
-        raise ValueError(
-            f"passes: expected to move every label that is not frozen, {sorted(moving)}, found {sorted(moved)}"
-        )
-
-
-def take_passes(
-    passes: Sequence[Pass],
-    tx: RoutedTransformation,
-    point: Point,
-    batches: Mapping[str, Batch | None],
-    key: Key,
-    *,
-    step: Any = 0,
-    accumulate: int = 1,
-) -> tuple[Point, dict[str, Array], dict[str, Array]]:
-    """Takes the passes in order, each with the same `key`.
-
-    Args:
-      passes: from a mode, or of one's own.
-      tx: the optimizer of every label.
-      point: where the step begins.
-      batches: by the names that the passes give.
-      key: random draws of the forward passes.
-      step: number of the step, from 0, for `Pass.every` and `Pass.between`.
-      accumulate: number of micro-batches that a batch is cut into, see `gradient`.
-
-    Returns:
-      The new point, the metrics of the last pass, and the gradient norm of every label that was differentiated.
-    """
-    labels, start = tx.labels(point.trainable), point.trainable
-    grads: PyTree | None = None
-    norms: dict[str, Array] = {}
-    report: Report = ({}, {})
-    for i, one in enumerate(passes):
-        last = i == len(passes) - 1
-        one = one._replace(
-            labels=frozenset(one.labels) - tx.frozen,
-            differentiated=frozenset(one.labels if one.differentiated is None else one.differentiated) - tx.frozen,
-            updates_state=last if one.updates_state is None else one.updates_state,
-        )
-        if not (one.differentiated or last):
-            continue
-        take = partial(_take, one, tx, labels, start, grads, batches[one.batch], key, accumulate)
-        if one.every == 1 and one.between == (0, None):
-            point, report, grads = take(point)
-        else:
-            first, end = one.between
-            due = (step % one.every == 0) & (step >= first) & (True if end is None else step < end)
-            point, report = jax.lax.cond(due, lambda p, take=take: take(p)[:2], partial(_skip, take), point)
-        norms |= report[1]
-    return point, report[0], norms
-
-
-def _take(
-    one: Pass,
-    tx: RoutedTransformation,
-    labels: PyTree,
-    start: PyTree,
-    before: PyTree,
-    batch: Any,
-    key: Key,
-    n: int,
-    point: Point,
-) -> tuple[Point, Report, PyTree]:
+def _take(one: Pass, tx: RoutedTransformation, labels: PyTree, start: PyTree, before: PyTree, *rest: Any) -> Any:
+    *of_pass, point = rest
     at = point._replace(trainable=start) if one.at_start else point
-    grads, model_state, metrics, value = gradient(one, labels, at, batch, key, n)
+    grads, value, model_state, metrics = gradient(one, labels, at, *of_pass)
     if one.combine is not None:
         grads = one.combine(before, grads)
     trainable, opt_state = tx.step(one.labels, grads, point.opt_state, point.trainable, value=value)
-    model_state = like(model_state, point.model_state, "model state") if one.updates_state else point.model_state
-    return Point(trainable, opt_state, model_state), (metrics, _norms(labels, grads)), grads
+    new = Point(trainable, opt_state, model_state if one.updates_state else point.model_state)
+    return new, (metrics, _norms(labels, grads)), grads
 
 
-def _skip(take: Callable[..., Any], point: Point) -> tuple[Point, Report]:
+def _skip(take: Callable[..., Any], point: Point) -> tuple[Point, Any]:
     return point, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, point)[1])
 
 
 def gradient(
-    one: Pass, labels: PyTree, point: Point, batch: Batch, key: Key, accumulate: int = 1
-) -> tuple[PyTree, PyTree, dict[str, Array], Array]:
-    """The gradient of one pass, the model state that its forward pass gives, its metrics, and its loss.
+    one: Pass, labels: PyTree, point: Point, batch: Batch, key: Key, n: int = 1
+) -> tuple[PyTree, Array, PyTree, dict[str, Array]]:
+    """The gradient of one pass, its loss, the model state that its forward pass gives, and its metrics.
 
-    Gradients are None at the leaves that the pass does not differentiate. With ``accumulate = n > 1`` the batch is cut
-    into n equal micro-batches along its leading axis; the loss, its gradient and the metrics are those of the whole
-    batch, each `Mean` being divided by its weight in all of it, and the model state runs through them in order.
+    Gradients are None at the leaves that the pass does not differentiate. With ``n > 1`` the batch is cut into n equal
+    micro-batches along its leading axis; the loss, its gradient and the metrics are those of the whole batch, each
+    `Mean` being divided by its weight in all of it, and the model state runs through them in order.
 
     Raises:
       ValueError: the batch cannot be cut into n equal parts.
@@ -326,47 +261,42 @@ def gradient(
 
     def loss(trainable: PyTree, model_state: PyTree, batch: Batch, key: Key, weights: list[Any] | None) -> Any:
         held = jax.tree.map(lambda k, leaf: leaf if k in active else jax.lax.stop_gradient(leaf), labels, trainable)
-        terms, (model_state, metrics) = _evaluate(one.loss, held, model_state, batch, key)
+        terms, new, metrics = _call(one.loss, held, model_state, batch, key)
         weights = [term.weight for term in terms] if weights is None else weights
         value = sum(Mean(t.total, jax.lax.stop_gradient(w)).value() for t, w in zip(terms, weights, strict=True))
-        return value, (model_state, metrics)
+        return value, (like(new, model_state), metrics)
 
-    def grad(
-        model_state: PyTree, batch: Batch, key: Key, weights: list[Any] | None = None
-    ) -> tuple[PyTree, PyTree, dict[str, Mean], Array]:
+    def grad(model_state: PyTree, batch: Batch, key: Key, weights: list[Any] | None = None) -> Any:
         of_loss = jax.value_and_grad(loss, has_aux=True, allow_int=True)
-        (value, (model_state, metrics)), grads = of_loss(point.trainable, model_state, batch, key, weights)
-        return jax.tree.map(lambda k, g: g if k in active else None, labels, grads), model_state, metrics, value
+        (value, aux), grads = of_loss(point.trainable, model_state, batch, key, weights)
+        return jax.tree.map(lambda k, g: g if k in active else None, labels, grads), value, *aux
 
-    if accumulate == 1:
-        grads, model_state, metrics, value = grad(point.model_state, batch, key)
-        return grads, model_state, {name: mean.value() for name, mean in metrics.items()}, value
+    def weigh(xs: Any) -> list[Any]:  # the compiler drops the forward pass, unless weights depend on it
+        return [term.weight for term in _call(one.loss, point.trainable, point.model_state, whole(xs[0]), xs[1])[0]]
 
-    def weigh(xs: tuple[Batch, Key]) -> list[Any]:  # the compiler drops the forward pass, unless weights depend on it
-        return [term.weight for term in _evaluate(one.loss, point.trainable, point.model_state, *xs)[0]]
+    def body(carry: tuple[PyTree, Array, PyTree], xs: Any) -> tuple[tuple[PyTree, Array, PyTree], Any]:
+        grads, value, model_state, metrics = grad(carry[2], whole(xs[0]), xs[1], weights)
+        return (jax.tree.map(jnp.add, carry[0], grads), carry[1] + value, model_state), metrics
 
-    def body(carry: tuple[Any, ...], xs: tuple[Batch, Key]) -> tuple[tuple[Any, ...], dict[str, Mean]]:
-        grads, model_state, metrics, value = grad(carry[1], *xs, weights)
-        model_state = like(model_state, carry[1], "model state")
-        return (jax.tree.map(jnp.add, carry[0], grads), model_state, carry[2] + value), metrics
+    if n == 1:
+        grads, value, model_state, metrics = grad(point.model_state, batch, key)
+    else:
+        cut, whole = _micro_batches(batch, n)
+        xs = (cut, jax.random.split(key, n))
+        weights = [jnp.sum(w) for w in jax.lax.map(weigh, xs)]
+        zeros = jax.tree.map(lambda k, leaf: jnp.zeros_like(leaf) if k in active else None, labels, point.trainable)
+        start = (zeros, jnp.zeros(()), point.model_state)
+        (grads, value, model_state), metrics = jax.lax.scan(body, start, xs)
+        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    return grads, value, model_state, {name: mean.value() for name, mean in metrics.items()}
 
-    cut, whole = _micro_batches(batch, accumulate)
-    xs, join = (cut, jax.random.split(key, accumulate)), lambda xs: (whole(xs[0]), xs[1])
-    weights = [jnp.sum(w) for w in jax.lax.map(lambda xs: weigh(join(xs)), xs)]
-    zeros = jax.tree.map(lambda k, leaf: jnp.zeros_like(leaf) if k in active else None, labels, point.trainable)
-    start = (zeros, point.model_state, jnp.zeros(()))
-    (grads, model_state, value), parts = jax.lax.scan(lambda c, xs: body(c, join(xs)), start, xs)
-    return grads, model_state, {k: Mean(m.total.sum(0), m.weight.sum(0)).value() for k, m in parts.items()}, value
 
-
-def _evaluate(
-    loss_fn: LossFn, trainable: PyTree, model_state: PyTree, batch: Batch, key: Key
-) -> tuple[list[Mean], tuple[PyTree, dict[str, Mean]]]:
+def _call(loss_fn: LossFn, trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> tuple[Any, Any, Any]:
+    """Terms of the loss, new model state, and metrics as `Mean`."""
     found = loss_fn(trainable, model_state, batch, key)
-    loss, (model_state, metrics) = (
-        found if isinstance(found, tuple) and not isinstance(found, Mean) else (found, (model_state, {}))
-    )
-    return as_means(loss), (model_state, {name: as_means(value)[0] for name, value in metrics.items()})
+    plain = isinstance(found, Mean) or not isinstance(found, tuple)
+    loss, (model_state, metrics) = (found, (model_state, {})) if plain else found
+    return as_means(loss), model_state, {name: as_means(value)[0] for name, value in metrics.items()}
 
 
 def _micro_batches(batch: Batch, n: int) -> tuple[list[Any], Callable[[list[Any]], Batch]]:
@@ -374,11 +304,9 @@ def _micro_batches(batch: Batch, n: int) -> tuple[list[Any], Callable[[list[Any]
     leaves, structure = jax.tree.flatten(batch)
     cut = [leaf for leaf in leaves if jnp.ndim(leaf)]
     sizes = {leaf.shape[0] for leaf in cut}
-    if len(sizes) != 1:
-        raise ValueError(f"accumulate: expected a batch whose leaves have one first axis, found sizes {sorted(sizes)}")
+    expect(len(sizes) == 1, "accumulate", "a batch whose leaves have one first axis", f"sizes {sorted(sizes)}")
     (size,) = sizes
-    if size % n:
-        raise ValueError(f"accumulate: expected a divisor of {size}, the batch size, found {n}")
+    expect(size % n == 0, "accumulate", f"a divisor of {size}, the batch size", n)
 
     def whole(parts: list[Any]) -> Batch:
         remaining = iter(parts)

@@ -1,38 +1,36 @@
 """The jitted evaluation step, and means over batches in which every example counts once."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fsg_jax._checks import expect
 from fsg_jax.routing.means import Mean, mean_of, valid_rows
 from fsg_jax.training.inputs import Inputs, batch_size, name_of, select
 from fsg_jax.training.state import TrainState, gather_leaves
 from fsg_jax.typing import Batch, Loss, Transform
 
 
-class EvalStep:
+class EvalStep(NamedTuple):
     """``step(state, batch) -> metrics``, or ``(metrics, captured)``; made by `make_eval_step`.
 
     Attributes:
       sums: ``sums(state, batch) -> (means, count, captured)``, the metrics before they are divided, as
         `fsg_jax.routing.means.Mean`, so that those of several batches can be added.
+      capture: collections that are captured.
     """
 
-    def __init__(self, sums: Callable[..., Any], capture: Sequence[str], jit: bool) -> None:
-        def step(state: TrainState, batch: Batch) -> Any:
-            means, count, captured = sums(state, batch)
-            metrics = {name: mean.value() for name, mean in means.items()} | {"count": count}
-            return (metrics, captured) if capture else metrics
-
-        self.sums = jax.jit(sums) if jit else sums
-        self._step = jax.jit(step) if jit else step
+    sums: Callable[..., tuple[dict[str, Mean], Any, Any]]
+    capture: Sequence[str]
 
     def __call__(self, state: TrainState, batch: Batch) -> Any:
         """Metrics, the ``count`` of rows that are not masked, and the captured collections if any are asked for."""
-        return self._step(state, batch)
+        means, count, captured = self.sums(state, batch)
+        metrics = {name: mean.value() for name, mean in means.items()} | {"count": count}
+        return (metrics, captured) if self.capture else metrics
 
 
 def make_eval_step(
@@ -82,7 +80,7 @@ def make_eval_step(
             captured,
         )
 
-    return EvalStep(sums, capture, jit)
+    return EvalStep(jax.jit(sums) if jit else sums, capture)
 
 
 def evaluate(step: EvalStep | Callable[..., Any], state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
@@ -96,20 +94,15 @@ def evaluate(step: EvalStep | Callable[..., Any], state: TrainState, batches: It
     Raises:
       ValueError: no batch, or none with a row that counts.
     """
-    if isinstance(step, EvalStep):
-        parts = [jax.device_get(step.sums(state, batch)[:2]) for batch in batches]
-    else:
-        rows = [jax.device_get(step(state, batch)) for batch in batches]
-        parts = [
-            ({k: Mean(v * row["count"], row["count"]) for k, v in row.items() if k != "count"}, row["count"])
-            for row in rows
-        ]
+    parts = []
+    for batch in batches:
+        if isinstance(step, EvalStep):
+            parts.append(jax.device_get(step.sums(state, batch)[:2]))
+        else:
+            row = dict(jax.device_get(step(state, batch)))
+            count = row.pop("count")
+            parts.append(({k: Mean(v * count, count) for k, v in row.items()}, count))
     count = sum(int(count) for _, count in parts)
-    if not count:
-        raise ValueError(f"batches: expected at least one example, found {len(parts)} batches without any")
-    totals, weights = ({k: sum(float(m[i]) for m in ms) for k, ms in _by_name(parts).items()} for i in (0, 1))
-    return {k: totals[k] / w if (w := weights[k]) else np.nan for k in totals} | {"count": count}
-
-
-def _by_name(parts: list[tuple[dict[str, Mean], Any]]) -> dict[str, list[Mean]]:
-    return {name: [means[name] for means, _ in parts] for name in parts[0][0]}
+    expect(count, "batches", "at least one example", f"{len(parts)} batches without any")
+    sums = {k: [sum(float(means[k][i]) for means, _ in parts) for i in (0, 1)] for k in parts[0][0]}
+    return {k: total / weight if weight else np.nan for k, (total, weight) in sums.items()} | {"count": count}

@@ -9,7 +9,10 @@ import flax.linen as nn
 import jax
 from flax.core import unfreeze
 
+from fsg_jax._checks import expect
+from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
 from fsg_jax.gates.functions import get_squashing
+from fsg_jax.gates.gate import Gate
 from fsg_jax.routing.labels import RoutedTransformation
 from fsg_jax.typing import Key, PyTree
 
@@ -82,14 +85,10 @@ class Forward(NamedTuple):
         return outputs, unfreeze(dict(captured))
 
     def _mode(self, train: bool) -> tuple[nn.Module, Mapping[str, Any]]:
-        if self.flag is None:
-            return self.model, {}
         if not isinstance(self.flag, Flag):
-            return self.model, self.flag(train)
-        value = train == self.flag.in_training
-        if self.flag.attribute:
-            return self.model.clone(**{self.flag.name: value}), {}  # type: ignore[arg-type]
-        return self.model, {self.flag.name: value}
+            return self.model, {} if self.flag is None else self.flag(train)
+        arguments: Any = {self.flag.name: train == self.flag.in_training}
+        return (self.model.clone(**arguments), {}) if self.flag.attribute else (self.model, arguments)
 
 
 def find_flag(model: nn.Module, given: str | ModeArguments | None) -> Flag | ModeArguments | None:
@@ -104,49 +103,42 @@ def find_flag(model: nn.Module, given: str | ModeArguments | None) -> Flag | Mod
     attributes = [field.name for field in dataclasses.fields(model)]
     if given != "auto":
         anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        if given not in parameters and given not in attributes and not anything:
-            raise ValueError(
-                f"train_flag: expected an argument of {type(model).__name__}.__call__, one of "
-                f"{[*parameters][1:]}, or an attribute, found {given!r}"
-            )
+        where = f"an argument or attribute of {type(model).__name__}, which takes {[*parameters][1:]}"
+        expect(given in parameters or given in attributes or anything, "train_flag", where, repr(given))
         return Flag(given, FLAGS.get(given, True), given not in parameters and given in attributes)
-    for names, attribute in ((parameters, False), (attributes, True)):
+    for names in (parameters, attributes):
         known = [name for name in names if name in FLAGS]
-        if len(known) > 1:
-            raise ValueError(
-                f"train_flag: expected one flag of {type(model).__name__}, found {known}; "
-                f"name it, or give a function: train_flag=lambda train: {{{known[0]!r}: ..., {known[1]!r}: ...}}"
-            )
+        expect(len(known) < 2, "train_flag", f"one flag of {type(model).__name__}, or a function", known)
         if known:
-            return Flag(known[0], FLAGS[known[0]], attribute)
+            return Flag(known[0], FLAGS[known[0]], names is attributes)
     return None
 
 
 class Watch:
-    """Notes which parts of a model act otherwise in training than in evaluation, while it is traced."""
+    """Notes which parts of a model act otherwise in training than in evaluation, while it is traced.
+
+    Attributes:
+      parts: path to class of dropout, BatchNorm and stochastic gates.
+      not_drawn: paths of stochastic gates that were called without ``train=True``.
+    """
 
     def __init__(self) -> None:
         self.parts: dict[str, str] = {}
-        """Path to class of dropout, BatchNorm and stochastic gates."""
         self.not_drawn: list[str] = []
-        """Stochastic gates that were called without ``train=True``."""
 
     def __call__(self, next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         """An interceptor for `flax.linen.intercept_methods`."""
-        module = context.module
+        module, path = context.module, "/".join(context.module.path)
         if context.method_name == "__call__":
-            path = "/".join(module.path) or "the model itself"
-            rate = getattr(module, "rate" if isinstance(module, nn.Dropout) else "dropout_rate", 0)
-            stochastic = _is_stochastic(module)
-            dropout = isinstance(module, nn.Dropout | nn.MultiHeadDotProductAttention) and rate
-            if isinstance(module, nn.BatchNorm) or dropout or stochastic:
+            kind = getattr(module, "kind", None) if type(module).__call__ in _GATED else None
+            drawn = kind is not None and get_squashing(kind).sample is not None
+            rate = isinstance(module, nn.Dropout) and module.rate
+            rate = rate or (isinstance(module, nn.MultiHeadDotProductAttention) and module.dropout_rate)
+            if isinstance(module, nn.BatchNorm) or rate or drawn:
                 self.parts[path] = type(module).__name__
-            if stochastic and not kwargs.get("train", False):
+            if drawn and not kwargs.get("train", False):
                 self.not_drawn.append(path)
         return next_fun(*args, **kwargs)
 
 
-def _is_stochastic(module: nn.Module) -> bool:
-    if not type(module).__module__.startswith("fsg_jax.gates") and not hasattr(module, "logits_init"):
-        return False
-    return get_squashing(module.kind).sample is not None
+_GATED = tuple(gate.__call__ for gate in (Gate, SqueezeExcite, EfficientChannelAttention))

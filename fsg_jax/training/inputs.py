@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from fsg_jax._checks import expect
 from fsg_jax.typing import Batch
 
 Inputs: TypeAlias = str | tuple[str, ...] | Callable[[Batch], Any]
@@ -23,9 +24,10 @@ def select(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
         found = inputs(batch)
         return found if isinstance(found, tuple) else (found,)
     keys = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    if not isinstance(batch, Mapping) or any(key not in batch for key in keys):
-        there = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(f"inputs: expected keys of the batch, {there}, found {inputs!r}")
+    there = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+    expect(
+        isinstance(batch, Mapping) and not set(keys) - {*batch}, "inputs", f"keys of the batch, {there}", repr(inputs)
+    )
     return tuple(batch[key] for key in keys)
 
 
@@ -35,10 +37,9 @@ def batch_size(arguments: tuple[Any, ...]) -> int:
     Raises:
       ValueError: no argument has an axis.
     """
-    for leaf in jax.tree.leaves(arguments):
-        if jnp.ndim(leaf):
-            return leaf.shape[0]
-    raise ValueError("inputs: expected an array whose first axis is the batch, found none")
+    sizes = [leaf.shape[0] for leaf in jax.tree.leaves(arguments) if jnp.ndim(leaf)]
+    expect(sizes, "inputs", "an array whose first axis is the batch", "none")
+    return sizes[0]
 
 
 def name_of(function: Any, label: str) -> str:

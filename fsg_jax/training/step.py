@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fsg_jax.gates.gate import GATE_STEP, GATES
 from fsg_jax.gates.summary import gate_values, summarise
 from fsg_jax.routing.means import Mean, like, mean_of, valid_rows
-from fsg_jax.routing.modes import LossFn, Pass, divide, routed_update
+from fsg_jax.routing.modes import LossFn, Pass, gate_pass, routed_update
 from fsg_jax.routing.shared_prefix import share_prefix
 from fsg_jax.training.inputs import Inputs, batch_size, name_of, select
 from fsg_jax.training.state import TrainState, gather_leaves
-from fsg_jax.typing import Batch, Key, Loss, Metrics, Penalty, PyTree, Transform
+from fsg_jax.typing import GATE_STEP, GATES, Batch, Key, Loss, Metrics, Penalty, PyTree, Transform
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
@@ -90,7 +89,9 @@ def make_train_step(
         accumulate=accumulate,
         clip=reference_clip,
     )
-    routed_update(_no_loss, optax.identity(), routing, passes=passes, **options)  # checks the options
+    routed_update(
+        lambda *_: (0.0, (None, {})), optax.identity(), routing, passes=passes, **options
+    )  # checks the options
     prepare: Callable[..., Batch] = transform or (lambda _, batch: batch)
     cut = accumulate > 1
 
@@ -103,8 +104,9 @@ def make_train_step(
         forward: Callable[..., Any] = partial(_forward, state, shardings)
         wanted = getattr(state.model, "shared_prefix", False) if shared_prefix is None else shared_prefix
         if wanted and state.gates and routing == "sequential" and passes is None and gate_batch is None and not cut:
-            gates, _ = divide(state.tx, state.trainable, gate_labels, routing)
-            moves = jax.tree.map(lambda label: label in gates, state.tx.labels(state.trainable))
+            labels = state.tx.labels(state.trainable)
+            gates = gate_pass(state.trainable, labels, gate_labels, state.tx, routing)
+            moves = jax.tree.map(lambda label: label in gates, labels)
             apply = partial(_forward, state, shardings, model_state=state.model_state, key=model_key)
             forward = share_prefix(apply, moves, state.trainable, select(inputs, batch))
 
@@ -130,10 +132,6 @@ def make_train_step(
         return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings), values
 
     return jax.jit(step, donate_argnums=0) if jit else step
-
-
-def _no_loss(*_: Any) -> Any:
-    raise NotImplementedError
 
 
 def _moves_gates(state: TrainState, one: Pass) -> bool:
@@ -200,7 +198,7 @@ def _advance(state: TrainState, trainable: PyTree, opt_state: Any, model_state: 
             floating = jnp.issubdtype(old.dtype, jnp.floating)
             return optax.incremental_update(new.astype(old.dtype), old, 1 - decay) if floating else new
 
-        ema = like(jax.tree.map(average, variables, ema), ema, "ema")
+        ema = like(jax.tree.map(average, variables, ema), ema)
     return replace(state, step=step, variables=variables, opt_state=opt_state, ema=ema)
 
 
