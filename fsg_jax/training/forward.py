@@ -128,8 +128,9 @@ class Watch:
 
     def __call__(self, next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         """An interceptor for `flax.linen.intercept_methods`."""
-        module, path = context.module, "/".join(context.module.path)
-        if context.method_name == "__call__":
+        module = context.module
+        if context.method_name == "__call__" and module.scope is not None:
+            path = "/".join(module.path)
             kind = getattr(module, "kind", None) if type(module).__call__ in _GATED else None
             drawn = kind is not None and get_squashing(kind).sample is not None
             rate = isinstance(module, nn.Dropout) and module.rate

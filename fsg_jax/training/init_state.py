@@ -120,7 +120,7 @@ def _settle(forward: Forward, tx: RoutedTransformation, shapes: dict[str, PyTree
         shapes = before | {name: after[name] for name in names if name not in sown}
         if shapes == before and not sown:
             break
-    if watch.not_drawn:
+    if watch.not_drawn and forward.flag is not None:
         warnings.warn(f"stochastic gates {watch.not_drawn} are called without train=True in training", stacklevel=3)
     outputs, same = iter(closed.jaxpr.outvars), set(map(id, closed.jaxpr.invars))
     for name, tree in after.items():
