@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from experiments.config import ARMS, BaseExperiment, change, check, check_values, flatten, in_arm
+from experiments.config import ARMS, AddedArm, BaseExperiment, change, check, check_values, flatten, in_arm
 from experiments.errors import UserError
 from experiments.run_folder import EXECUTION
 from fsg_jax._checks import check_choice, did_you_mean
@@ -49,9 +49,8 @@ def add_arm(experiment: E, name: str = "", *words: str) -> E:
             own[key] = _read(in_arm(experiment, origin), key, text)
     except ValueError as error:
         raise UserError(f"{option}: {error}") from error
-    overrides = arms[origin] | own
-    added = (*experiment.added_arms, (name, tuple(overrides.items())))
-    experiment = replace(experiment, added_arms=added)
+    added = AddedArm(name, tuple((arms[origin] | own).items()))
+    experiment = replace(experiment, added_arms=(*experiment.added_arms, added))
     _check_whole(in_arm(experiment, name), own, option)
     return experiment
 

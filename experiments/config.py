@@ -169,7 +169,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "se": {"arm.gate": "squeeze_excite"},
     "l0": {"arm.gate": "static", "arm.kind": "hard_concrete", "arm.l0_penalty": True},
 }
-"""Named overrides of any keys of the configuration; `experiments.arms` adds others."""
+"""Named overrides of any keys of the configuration."""
+
+
+class AddedArm(NamedTuple):
+    """One beside `ARMS`, from `experiments.arms.add_arm`."""
+
+    name: str
+    overrides: tuple[tuple[str, Any], ...]
 
 
 class Variant(NamedTuple):
@@ -192,8 +199,7 @@ class BaseExperiment(ABC):
     train: Train = field(default_factory=Train)
     arm: tyro.conf.Suppress[Arm] = field(default_factory=Arm)
     """Of a run, from `in_arm`."""
-    added_arms: tyro.conf.Suppress[tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]] = ()
-    """Names and overrides of the arms beside `ARMS`, from `experiments.arms.add_arm`."""
+    added_arms: tyro.conf.Suppress[tuple[AddedArm, ...]] = ()
 
     default_seeds: ClassVar[int] = 3
     """Number of seeds of an ablation."""

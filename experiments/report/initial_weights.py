@@ -27,7 +27,7 @@ def sentences(arms: Arms) -> Iterator[str]:
             elif set(states.values()) == {EQUAL}:
                 alike.append(arm)
             else:
-                yield f"Arm {arm}, of its arrays to those of {first}: {'; '.join(_counted(states))}."
+                yield f"Arm {arm}, arrays against those of {first}: {'; '.join(_counted(states))}."
         if len(alike) > 1:
             yield f"Equal for every seed in {', '.join(alike)}."
 
