@@ -2,8 +2,9 @@
 
 Polyp sizing also goes over sets of streams and over test folds: ``--streams rgb mask+depth --folds 0 1 2``.
 
-Every seed and fold gives every arm the same initial weights and the same batches. Finished runs are never repeated;
-``--resume`` continues, and several processes with ``--resume`` on one folder share the runs between them.
+``--add-arm NAME key=value ...`` is one more arm. Every seed and fold gives every arm the same initial weights and the
+same batches, wherever its overrides leave their shapes and sizes alone. Finished runs are never repeated; ``--resume``
+continues, and several processes with ``--resume`` on one folder share the runs between them.
 """
 
 import json
