@@ -2,8 +2,9 @@
 
 Polyp sizing also goes over sets of streams and over test folds: ``--streams rgb mask+depth --folds 0 1 2``.
 
-Every seed and fold gives every arm the same initial weights and the same batches. Finished runs are never repeated;
-``--resume`` continues, and several processes with ``--resume`` on one folder share the runs between them.
+``--add-arm NAME key=value ...`` is one more arm. Every seed and fold gives every arm the same initial weights and the
+same batches, wherever its overrides leave their shapes and sizes alone. Finished runs are never repeated; ``--resume``
+continues, and several processes with ``--resume`` on one folder share the runs between them.
 """
 
 import json
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import devices
-from experiments.cli import AblateArgs, parse
+from experiments.cli import AblateArgs, parse, with_added_arms
 from experiments.config import ARMS, BaseExperiment, Variant, describe
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import summary_table, write_report
-from experiments.run_folder import RESULT, claim_folder, writing_to
+from experiments.run_folder import CONFIG as RUN_CONFIG
+from experiments.run_folder import RESULT, claim_folder, holds, writing_to
 from experiments.task import make_task
 from experiments.train import train_together
 from fsg_jax._checks import check_integer
@@ -44,6 +46,7 @@ def ablate(args: AblateArgs) -> list[Any]:
       ValueError, OSError: a run cannot start.
       NotFiniteError: after all other runs are finished, if some became NaN or Inf; they are named.
     """
+    args = with_added_arms(args)
     arms, seeds = args.arms, args.experiment.default_seeds if args.seeds is None else args.seeds
     check_integer("--seeds", seeds, 1)
     if not arms or len(set(arms)) < len(arms):
@@ -52,9 +55,10 @@ def ablate(args: AblateArgs) -> list[Any]:
     tasks = [make_task(variant.experiment, arm) for fold in variants for variant in fold for arm in arms]
     together = tasks[0].seeds_together if args.together is None else args.together
     check_integer("--together", together, 1)
-    devices.on_first(lambda: claim(args.experiment, args.out, args.resume))
+    groups = list(schedule(variants, arms, seeds, together, args.out))
+    devices.on_first(lambda: claim(args.experiment, groups, args.out, args.resume))
     unfinished = Unfinished()
-    for group in schedule(variants, arms, seeds, together, args.out):
+    for group in groups:
         _train_seeds(group, unfinished)
         devices.on_first(lambda: collect(args.out))
     records = devices.on_first(lambda: collect(args.out)) or []
@@ -133,20 +137,26 @@ def _locate(record: dict[str, Any], run: Path) -> dict[str, Any]:
 
 
 def _order(record: dict[str, Any]) -> tuple[Any, ...]:
-    return record.get("streams", []), list(ARMS).index(record["arm"]), record.get("fold", 0), record["seed"]
+    place = [*ARMS, record["arm"]].index(record["arm"]), record["arm"]  # added ones last, by name
+    return record.get("streams", []), *place, record.get("fold", 0), record["seed"]
 
 
-def claim(experiment: BaseExperiment, out: Path, resume: bool) -> None:
+def claim(experiment: BaseExperiment, groups: list[Group], out: Path, resume: bool) -> None:
     """Makes `out` the folder of this experiment, whatever its arms, seeds, streams and folds.
 
     Raises:
-      UserError: it holds another one, or this one and `resume` is False; or nothing would be tested.
+      UserError: it holds another one, or this one and `resume` is False; or a run of `groups` with other values, as
+        when an arm has been added under its name with others; or nothing would be tested.
     """
     if experiment.train.test_on == "none":
         raise UserError(
             "train.test_on: expected last or best, for an ablation compares arms on the test split, found none"
         )
     claim_folder(out / CONFIG, describe(experiment), "ablation", resume=resume)
+    for group in groups:
+        for seed, path in group.outs.items():
+            if (path / RUN_CONFIG).exists():
+                holds(path / RUN_CONFIG, describe(group.experiment, group.arm, seed))
 
 
 def report(out: Path) -> None:

@@ -30,7 +30,6 @@ class Program(NamedTuple):
 
 def make_program(
     experiment: BaseExperiment,
-    arm: Arm,
     steps_per_epoch: int,
     model: nn.Module,
     inputs: Any,
@@ -41,8 +40,7 @@ def make_program(
     """Puts model, optimizers and step of an arm together.
 
     Args:
-      experiment: of which gate, optimizer and train are used.
-      arm: of the ablation.
+      experiment: of which arm, gate, optimizer and train are used.
       steps_per_epoch: for the schedule.
       model: from `make_model`.
       inputs: an example of what the model is given.
@@ -53,7 +51,7 @@ def make_program(
     Raises:
       ValueError: the model does not fit the inputs, or its options are wrong.
     """
-    gate, train = experiment.gate, experiment.train
+    arm, gate, train = experiment.arm, experiment.gate, experiment.train
     tx = make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
     init = jax.jit(lambda key: fsg.init_state(model, tx, key, inputs, ema_decay=train.ema_decay))
     jax.eval_shape(init, jax.random.key(0))

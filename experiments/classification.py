@@ -11,7 +11,7 @@ import numpy as np
 
 import fsg_jax as fsg
 from experiments import build, devices
-from experiments.config import Arm, Data, Experiment, Train
+from experiments.config import Data, Experiment, Train
 from experiments.stepper import DeviceStepper, MakeStepper, Order, States, Stepper, Streamed, streaming
 from experiments.task import Task
 from fsg_jax import augment, data
@@ -76,7 +76,7 @@ def _load_splits(config: Data) -> Splits:
     return Splits(train, everything.take(held_out))
 
 
-def make_task(experiment: Experiment, arm: Arm) -> Task:
+def make_task(experiment: Experiment) -> Task:
     """The task of one arm; see `experiments.task.make_task`.
 
     The test files are read too unless nothing is tested, so that a run does not fail at its end.
@@ -88,9 +88,8 @@ def make_task(experiment: Experiment, arm: Arm) -> Task:
     order = partial(batch_order, num_train, train.batch_size)
     program = build.make_program(
         experiment,
-        arm,
         order(0).steps_per_epoch,
-        build.make_model(experiment.gate, arm, train.dtype, classes, **vars(experiment.model)),
+        build.make_model(experiment.gate, experiment.arm, train.dtype, classes, **vars(experiment.model)),
         np.zeros((1, *splits.train.images.shape[1:]), np.float32),
         fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing),
         train_transform(config, classes),

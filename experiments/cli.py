@@ -2,20 +2,23 @@
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from experiments.config import ARMS, BaseExperiment, flatten
+from experiments import arms
+from experiments.config import ARMS, BaseExperiment, settings
 from experiments.configs import CONFIGS
+from experiments.errors import UserError
 from fsg_jax._checks import look_up
 
 if TYPE_CHECKING:
     ArmName = str
 else:
-    ArmName = tyro.extras.literal_type_from_choices(tuple(ARMS))
+    ArmName = tyro.extras.literal_type_from_choices(tuple(ARMS)) | str  # the help lists the names
+AddedArms = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class TrainArgs:
     """Folder of the run."""
     arm: ArmName = "baseline"
     """What the gates are and who moves them."""
+    add_arm: AddedArms = ()
+    """NAME KEY=VALUE ...: an arm more, with these values of any keys; from=ARM adds them to those of another arm."""
     seed: int = 0
     resume: bool = False
     """Continue the run in `out` from its newest checkpoint."""
@@ -43,6 +48,8 @@ class AblateArgs:
     """Number of seeds, from 0; None: 3, and 1 for polyps."""
     arms: tuple[ArmName, ...] = ("baseline", "fsg", "fsg_gr")
     """What the gates are and who moves them; ``baseline`` is what the others are compared with."""
+    add_arm: AddedArms = ()
+    """NAME KEY=VALUE ...: an arm more, with these values of any keys; from=ARM adds them to those of another arm."""
     streams: tuple[str, ...] = ()
     """Polyps: sets of streams, each joined with plus signs: rgb mask+depth; none given: --model.streams."""
     folds: tuple[int, ...] = ()
@@ -62,6 +69,8 @@ class TuneArgs:
     """Folder of the search: one folder a trial, trials.jsonl and tune.md."""
     arm: ArmName = "baseline"
     """What the gates are and who moves them."""
+    add_arm: AddedArms = ()
+    """NAME KEY=VALUE ...: an arm more, with these values of any keys; from=ARM adds them to those of another arm."""
     trials: int = 20
     """Settings tried in all, the configuration's own first."""
     seeds: int = 1
@@ -94,10 +103,29 @@ def parse(kind: type[T], module: str, argv: list[str] | None = None) -> T:
     return tyro.extras.overridable_config_cli(defaults, prog=f"python -m {module}", args=argv)
 
 
+def with_added_arms(args: T) -> T:
+    """`args` whose experiment has the arms of ``--add-arm``; those of an ablation are run too.
+
+    Raises:
+      UserError: an arm is wrong, or is not the one that is run.
+    """
+    experiment = args.experiment
+    for words in args.add_arm:
+        experiment = arms.add_arm(experiment, *words)
+    names: list[str] = [words[0] for words in args.add_arm]
+    changed: dict[str, Any] = {"experiment": experiment, "add_arm": ()}
+    if isinstance(args, AblateArgs):
+        changed["arms"] = (*args.arms, *(name for name in names if name not in args.arms))
+    elif names and args.arm not in names:
+        raise UserError(f"--add-arm {names[0]}: expected --arm {names[0]} too, found --arm {args.arm}")
+    return replace(args, **changed)
+
+
 def overrides(experiment: BaseExperiment) -> str:
     """The options that make `experiment` of the configuration with its name, to be pasted into a shell."""
-    default = flatten(asdict(CONFIGS[experiment.name][0]))
-    options = [_option(k, v) for k, v in flatten(asdict(experiment)).items() if v != default.get(k)]
+    default = settings(CONFIGS[experiment.name][0])
+    options = [_option(k, v) for k, v in settings(experiment).items() if v != default.get(k)]
+    options += [["--add-arm", *arms.spell(name, experiment)] for name, _ in experiment.added_arms]
     return " ".join(shlex.join(option) for option in options)
 
 

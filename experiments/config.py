@@ -9,6 +9,8 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
+import tyro
+
 from experiments.errors import UserError
 from fsg_jax._checks import check_choice, check_integer, check_nonnegative, check_positive, check_rates, look_up
 
@@ -150,22 +152,31 @@ class Train:
 
 @dataclass(frozen=True)
 class Arm:
-    """What differs between the arms of an ablation: gates and routing, and nothing else."""
+    """The gates of an arm and who moves them; no option sets them, for they are what arms are made of."""
 
+    name: str = "baseline"
     gate: Literal["none", "static", "squeeze_excite"] = "none"
     kind: str = "sigmoid"
     routing: Literal["none", "joint", "sequential"] = "none"
     l0_penalty: bool = False
 
 
-ARMS: dict[str, Arm] = {
-    "baseline": Arm(),
-    "fsg": Arm(gate="static"),
-    "fsg_joint": Arm(gate="static", routing="joint"),
-    "fsg_gr": Arm(gate="static", routing="sequential"),
-    "se": Arm(gate="squeeze_excite"),
-    "l0": Arm(gate="static", kind="hard_concrete", l0_penalty=True),
+ARMS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "fsg": {"arm.gate": "static"},
+    "fsg_joint": {"arm.gate": "static", "arm.routing": "joint"},
+    "fsg_gr": {"arm.gate": "static", "arm.routing": "sequential"},
+    "se": {"arm.gate": "squeeze_excite"},
+    "l0": {"arm.gate": "static", "arm.kind": "hard_concrete", "arm.l0_penalty": True},
 }
+"""Named overrides of any keys of the configuration."""
+
+
+class AddedArm(NamedTuple):
+    """One beside `ARMS`, from `experiments.arms.add_arm`."""
+
+    name: str
+    overrides: tuple[tuple[str, Any], ...]
 
 
 class Variant(NamedTuple):
@@ -178,7 +189,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseExperiment(ABC):
-    """What all experiments have: everything but arm and seed."""
+    """What all experiments have: everything but the seed."""
 
     name: str
     data: Any
@@ -186,13 +197,16 @@ class BaseExperiment(ABC):
     gate: Gate = field(default_factory=Gate)
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
+    arm: tyro.conf.Suppress[Arm] = field(default_factory=Arm)
+    """Of a run, from `in_arm`."""
+    added_arms: tyro.conf.Suppress[tuple[AddedArm, ...]] = ()
 
     default_seeds: ClassVar[int] = 3
     """Number of seeds of an ablation."""
 
     @abstractmethod
-    def make_task(self, arm: Arm) -> "Task":
-        """What the training loop needs; called by `experiments.task.make_task`, which checks the configuration first.
+    def make_task(self) -> "Task":
+        """What the training loop needs of an arm; called by `experiments.task.make_task` on a checked configuration.
 
         Raises:
           ValueError, OSError: a run cannot start with this configuration.
@@ -218,11 +232,11 @@ class Experiment(BaseExperiment):
     data: Data = field(default_factory=Data)
     model: ResNet | ViT = field(default_factory=ResNet)
 
-    def make_task(self, arm: Arm) -> "Task":
+    def make_task(self) -> "Task":
         """See `BaseExperiment`."""
         from experiments.classification import make_task
 
-        return make_task(self, arm)
+        return make_task(self)
 
 
 def check(experiment: BaseExperiment) -> None:
@@ -231,13 +245,23 @@ def check(experiment: BaseExperiment) -> None:
     Raises:
       ValueError: the key, what was expected, and what was found.
     """
-    _check_value("", experiment, type(experiment))
+    check_values(experiment)
     train, warmup = experiment.train, experiment.optimizer.warmup_epochs
     if train.batch_size % train.accumulate:
         wanted = f"a multiple of train.accumulate, {train.accumulate}"
         raise ValueError(f"train.batch_size: expected {wanted}, found {train.batch_size}")
     if warmup >= train.epochs:
         raise ValueError(f"optimizer.warmup_epochs: expected less than train.epochs, {train.epochs}, found {warmup}")
+    arm = experiment.arm
+    if arm.gate != "static" and (arm.routing, arm.kind, arm.l0_penalty) != (Arm.routing, Arm.kind, Arm.l0_penalty):
+        raise ValueError(f"arm.gate: expected static for such arm.routing, kind or l0_penalty, found {arm.gate}")
+    if arm.l0_penalty and arm.kind not in ("hard_concrete", "straight_through"):
+        raise ValueError(f"arm.kind: expected hard_concrete or straight_through for arm.l0_penalty, found {arm.kind}")
+
+
+def check_values(experiment: BaseExperiment) -> None:
+    """Compares every value with its own type and range alone; raises as `check` does."""
+    _check_value("", experiment, type(experiment))
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
@@ -248,7 +272,7 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
             _check_value(f"{key}.{name}".lstrip("."), getattr(value, name), hints[name])
     elif kind is Annotated:
         _check_value(key, value, parts[0])
-        for check_range in hint.__metadata__:
+        for check_range in filter(callable, hint.__metadata__):
             check_range(**{key: value})
     elif kind in (Union, UnionType):
         if value is not None:
@@ -256,6 +280,8 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
     elif kind is Literal:
         check_choice(key, value, parts)
     elif kind is tuple and isinstance(value, tuple):
+        if parts[-1] is not ... and len(value) != len(parts):
+            raise ValueError(f"{key}: expected {len(parts)} values, found {value!r}")
         for i, element in enumerate(value):
             _check_value(key, element, parts[0 if parts[-1] is ... else i])
     else:
@@ -265,9 +291,10 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
             raise ValueError(f"{key}: expected {hint.__name__}, found {value!r}")
 
 
-def get_arm(name: str) -> Arm:
-    """The arm of that name; a ValueError if there is none."""
-    return look_up(ARMS, name, "arm")
+def in_arm(experiment: BaseExperiment, name: str) -> BaseExperiment:
+    """The configuration of one arm; a ValueError if there is none of that name."""
+    overrides = look_up(ARMS | dict(experiment.added_arms), name, "arm")
+    return change(experiment, {"arm": Arm(name), **dict(overrides), "added_arms": ()})
 
 
 def change(config: Any, values: dict[str, Any]) -> Any:
@@ -278,11 +305,19 @@ def change(config: Any, values: dict[str, Any]) -> Any:
     return config
 
 
+def settings(experiment: BaseExperiment) -> dict[str, Any]:
+    """The values by dotted key, without arms."""
+    arms = ("arm.", "added_arms")
+    return {key: value for key, value in flatten(asdict(experiment)).items() if not key.startswith(arms)}
+
+
 def describe(experiment: BaseExperiment, arm: str | None = None, seed: int | None = None) -> dict[str, Any]:
     """The resolved configuration of an ablation, of a search of an arm, or of a run, JSON-able."""
-    config = asdict(experiment)
+    config = asdict(experiment if arm is None else in_arm(experiment, arm))
+    del config["added_arms"]
+    own = {"arm": config.pop("arm")}
     if arm is not None:
-        config["arm"] = {"name": arm} | asdict(get_arm(arm))
+        config |= own
     if seed is not None:
         config["seed"] = seed
     return json.loads(json.dumps(config, default=str))

@@ -3,25 +3,16 @@
 They are texts: ``LOW:HIGH``, ``LOW:HIGH:log`` (both ends included) or ``VALUE,VALUE,...``.
 """
 
-import ast
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from experiments.config import BaseExperiment, change, check, flatten
+from experiments.arms import FIXED, plain_type, read
+from experiments.config import BaseExperiment, change, check, settings
 from experiments.errors import UserError
-from experiments.run_folder import EXECUTION
 from fsg_jax._checks import look_up
-
-FIXED = EXECUTION | {
-    *("name", "train.test_on", "data.name", "data.path", "data.source", "data.checksum", "data.download"),
-    *("data.validation", "data.index", "data.splits", "data.fold", "data.depth_root", "data.validation_frames"),
-    *("data.test_frames", "target"),
-}
-"""Settings that are not searched: they do not change what is learned, or change how it is judged. So does ``loss``."""
 
 
 def choose(ranges: dict[str, str], changes: Sequence[str], only: Sequence[str]) -> dict[str, str]:
@@ -49,14 +40,14 @@ def resolve(key: str, text: str, experiment: BaseExperiment) -> BaseDistribution
     Raises:
       UserError, ValueError: the key, its range, and what is wrong.
     """
-    where, own = f"--space {key}={text}", look_up(flatten(asdict(experiment)), key, "setting")
+    where, own = f"--space {key}={text}", look_up(settings(experiment), key, "setting")
     if key in FIXED or key.startswith("loss."):
         raise UserError(
             f"--space {key}: cannot be searched; it does not change what is learned, or changes how it is judged"
         )
     is_range, log = ":" in text, text.endswith(":log")
     words = text.removesuffix(":log").split(":" if is_range else ",")
-    values = tuple(_value(word, takes_float(key, experiment)) for word in words)
+    values = tuple(read(word, plain_type(experiment, key)) for word in words)
     for value in values:
         try:
             check(change(experiment, {key: value}))
@@ -81,23 +72,6 @@ def resolve(key: str, text: str, experiment: BaseExperiment) -> BaseDistribution
             f"widen it or give --{key.replace('_', '-')}"
         )
     return found
-
-
-def _value(text: str, is_float: bool) -> Any:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return float(value) if is_float and type(value) is int else value
-
-
-def takes_float(key: str, experiment: Any) -> bool:
-    """Whether the setting is a float."""
-    *parts, name = key.split(".")
-    for part in parts:
-        experiment = getattr(experiment, part)
-    hint = get_type_hints(type(experiment))[name]
-    return float in (hint, *get_args(hint))
 
 
 def spell(found: Any) -> str:

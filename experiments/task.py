@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsg_jax as fsg
-from experiments.config import BaseExperiment, check, get_arm
+from experiments.config import ARMS, BaseExperiment, check, in_arm
 from experiments.devices import Placement
+from experiments.errors import UserError
 from experiments.stepper import MakeStepper
 from fsg_jax.typing import Key
 
@@ -43,8 +44,13 @@ def make_task(experiment: BaseExperiment, arm: str) -> Task:
     """The jitted functions of one arm, and its data; the last few are kept, for other seeds.
 
     Raises:
-      ValueError, OSError: a run cannot start with this configuration.
+      ValueError, UserError, OSError: a run cannot start with this configuration.
     """
-    chosen = get_arm(arm)
-    check(experiment)
-    return experiment.make_task(chosen)
+    resolved = in_arm(experiment, arm)
+    try:
+        check(resolved)
+        return resolved.make_task()
+    except (ValueError, UserError) as error:
+        if arm in ARMS:
+            raise
+        raise UserError(f"arm {arm}: {error}") from error

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import fsg_jax as fsg
 from experiments import devices, provenance
-from experiments.config import BaseExperiment, Train, describe, flatten
+from experiments.config import BaseExperiment, Train, describe, flatten, in_arm
 from experiments.errors import NotFiniteError, StopRequested, UserError, run_main
 from experiments.run_folder import FollowerFolder, RunFolder, writing_to
 from experiments.run_log import RunLog
@@ -24,6 +24,7 @@ from experiments.stop import StopRequest
 from experiments.task import Task, make_task
 from fsg_jax._checks import check_integer
 from fsg_jax._files import BusyError
+from fsg_jax.training.checkpoint_files import checksums
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
 """Given the rows of an epoch, one a run, once they are logged and saved. If it raises, the runs stop; they can be
@@ -41,6 +42,8 @@ class Member:
     checkpointer: fsg.Checkpointer
     state: Any
     """None once the run is in progress: its stepper has it."""
+    weights: dict[str, str] | None
+    """Type, shape and checksum of the initial weights by path; None if the checkpoint that is resumed lacks them."""
     position: dict[str, Any] | None = None
     """The position in the data, in the checkpoint that is resumed."""
     seconds: float = 0.0
@@ -110,7 +113,7 @@ def train_together(
     """
     for seed in outs:
         check_integer("seed", seed, 0, 2**32 - 1)
-    task = make_task(experiment, arm)
+    task, options = make_task(experiment, arm), in_arm(experiment, arm).train
     records: dict[int, dict[str, Any]] = {}
     busy: dict[int, BusyError] = {}
     members: list[Member] = []
@@ -125,10 +128,10 @@ def train_together(
             if devices.any_process(folder.result is not None):
                 records[seed] = folder.result or {}
             else:
-                members.append(stack.enter_context(closing(_open(experiment.train, task, seed, config, folder))))
+                members.append(stack.enter_context(closing(_open(options, task, seed, config, folder))))
         for step in sorted({int(member.state.step) for member in members}):
             group = [member for member in members if int(member.state.step) == step]
-            records |= _train_group(experiment.train, task, group, on_epoch)
+            records |= _train_group(options, task, group, on_epoch)
     return dict(sorted(records.items())), busy
 
 
@@ -140,11 +143,13 @@ def _open(options: Train, task: Task, seed: int, config: dict[str, Any], folder:
     path = folder.path / "checkpoints"
     checkpointer = fsg.Checkpointer(path, keep_last=options.keep_last, best=f"val_{task.best}", smallest=task.smallest)
     state, position, seconds = task.placement.make_state(task.init, seed), None, 0.0
+    weights: dict[str, str] | None = checksums(_by_path(state.params))
     if checkpointer.steps():
         restored = checkpointer.restore(state)
         state, position, seconds = restored.state, restored.data, restored.extra["seconds"]
+        weights = restored.extra.get("initial_weights")
     log = RunLog(folder.path, int(state.step), task.step_metrics, write=devices.is_first())
-    return Member(seed, config, folder, log, checkpointer, state, position, seconds)
+    return Member(seed, config, folder, log, checkpointer, state, weights, position, seconds)
 
 
 def _train_group(
@@ -259,6 +264,11 @@ def _end_of_epoch(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 @jax.jit
 def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
     return [jnp.isfinite(leaf).all() for leaf in leaves]
@@ -266,16 +276,15 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
 
 def _save(run: Run, rows: list[dict[str, Any]] | None) -> None:
     """Saves every run. It checks the states first: an update can overflow although its loss is finite."""
-    best, extra = f"val_{run.task.best}", {"seconds": round(run.seconds, 3)}
+    best = f"val_{run.task.best}"
     states, positions = run.stepper.states(), run.stepper.positions()
     for i, (member, state, position) in enumerate(zip(run.members, states, positions, strict=True)):
-        trees = state.variables | {"opt_state": state.opt_state, "ema": state.ema}
-        paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(trees), strict=True)
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-        finite = jax.device_get(_finite(list(leaves)))
-        sums = {name: 0.0 if ok else np.nan for name, ok in zip(names, finite, strict=True)}
+        leaves = _by_path(state.variables | {"opt_state": state.opt_state, "ema": state.ema})
+        finite = jax.device_get(_finite(list(leaves.values())))
+        sums = {name: 0.0 if ok else np.nan for name, ok in zip(leaves, finite, strict=True)}
         _check_finite(sums | {"step": run.step}, member)
         metrics = None if rows is None else {best: rows[i][best]}
+        extra = {"seconds": round(run.seconds, 3), "initial_weights": member.weights}
         member.checkpointer.save(state, data=position, metrics=metrics, extra=extra)
 
 
@@ -300,6 +309,7 @@ def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, 
         "config": member.config,
         "facts": started | times | together,
         "parameters": {"params": counts["params"], "gates": counts.get("gates", 0)},
+        "initial_weights": member.weights,
         "validation": {k.removeprefix("val_"): v for k, v in epoch.items() if k.startswith("val_")},
         **({"test": {}} if run.options.test_on == "none" else run.task.test(state, member.folder.path)),
         **run.task.info,
@@ -312,9 +322,9 @@ def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, 
 
 def main() -> None:
     """Command line."""
-    from experiments.cli import TrainArgs, parse
+    from experiments.cli import TrainArgs, parse, with_added_arms
 
-    args = parse(TrainArgs, "experiments.train")
+    args = with_added_arms(parse(TrainArgs, "experiments.train"))
     devices.start()
     record = train(args.experiment, args.arm, args.seed, args.out, resume=args.resume)
     if not devices.is_first():

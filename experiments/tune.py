@@ -9,7 +9,6 @@ import gc
 import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import optuna
 from optuna.trial import TrialState
 
 from experiments import devices, provenance
-from experiments.cli import TuneArgs, parse
-from experiments.config import BaseExperiment, change, describe, flatten, get_arm
+from experiments.cli import TuneArgs, parse, with_added_arms
+from experiments.config import BaseExperiment, change, describe, in_arm, settings
 from experiments.configs import SPACES
 from experiments.errors import NotFiniteError, StopRequested, UserError, run_main
 from experiments.report.trials import REPORT, trial_line, write_report
@@ -47,6 +46,7 @@ def tune(args: TuneArgs) -> list[dict[str, Any]]:
         ``resume`` or holds another search.
       StopRequested: the user asked to stop; everything is saved.
     """
+    args = with_added_arms(args)
     for option, low in {"trials": 1, "seeds": 1, "sampler_seed": 0}.items():
         check_integer(f"--{option.replace('_', '-')}", getattr(args, option), low)
     if args.experiment.name not in SPACES:
@@ -56,16 +56,19 @@ def tune(args: TuneArgs) -> list[dict[str, Any]]:
     experiment = change(args.experiment, {"train.test_on": "none"})
     ranges = choose(SPACES[experiment.name], args.space, args.only)
     space = {key: resolve(key, text, experiment) for key, text in ranges.items()}
+    resolved = in_arm(experiment, args.arm)
     gates = [key for key in space if key.startswith("gate.")]
-    if gates and get_arm(args.arm).gate == "none":
+    if gates and resolved.arm.gate == "none":
         raise UserError(f"--space {gates[0]}: the arm {args.arm} has no gates")
+    if own := [key for key, _ in dict(experiment.added_arms).get(args.arm, ()) if key in space]:
+        raise UserError(f"--space {own[0]}: the arm {args.arm} sets it; search the others with --only")
     task = make_task(experiment, args.arm)
     config: dict[str, Any] = {"seeds": args.seeds, "pruner": args.pruner, "sampler_seed": args.sampler_seed}
     config["space"] = {key: spell(found) for key, found in space.items()}
     claim_folder(args.out / CONFIG, describe(experiment, args.arm) | {"search": config}, "search", resume=args.resume)
-    own = {key: flatten(asdict(experiment))[key] for key in space}
-    pruner = make_pruner(args.pruner, experiment.train.epochs)
-    search = Search(args.out, space, own, smallest=task.smallest, pruner=pruner, seed=args.sampler_seed)
+    first = {key: settings(experiment)[key] for key in space}
+    pruner = make_pruner(args.pruner, resolved.train.epochs)
+    search = Search(args.out, space, first, smallest=task.smallest, pruner=pruner, seed=args.sampler_seed)
     with StopRequest() as request:
         while not request.requested and (claimed := search.take(args.trials)) is not None:
             with claimed.lock_file:
@@ -103,7 +106,7 @@ def run_trial(
     file = claimed.path / TRIAL
     if not file.exists():  # else a process ended between writing it and telling the study
         began = time.monotonic()
-        epochs = experiment.train.epochs
+        epochs = in_arm(experiment, arm).train.epochs
         outs = [claimed.path / f"seed-{seed}" for seed in range(seeds)]
         state, reason = _end(
             change(experiment, claimed.values), arm, outs, _pruning(search, claimed.trial, best, epochs)

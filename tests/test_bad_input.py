@@ -189,7 +189,6 @@ BAD_OPTIONS = [
     (["--model.patch-size", "4"], ["Unrecognized", "--model.patch-size"]),
     (["--model.name", "vit_tiny"], ["invalid choice 'vit_tiny' for argument '--model.name'"]),
     (["--gate.init", "ones"], ["invalid choice 'ones' for argument '--gate.init'"]),
-    (["--arm", "fgs"], ["invalid choice 'fgs' for argument '--arm'", "fsg_gr"]),
 ]
 
 

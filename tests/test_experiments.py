@@ -23,7 +23,7 @@ from fsg_jax import data
 
 FIELDS = {
     *("experiment", "arm", "seed", "status", "config", "facts", "parameters", "validation", "test", "history", "gates"),
-    *("num_train", "num_validation", "num_test", "dropped_per_epoch"),
+    *("initial_weights", "num_train", "num_validation", "num_test", "dropped_per_epoch"),
 }
 FACTS = {"commit", "dirty", "command", "python", "versions", "hardware", "device", "started", "minutes"}
 EPOCH = {"epoch", "step", "val_loss", "val_accuracy", "train_loss", "train_accuracy", "gates"}

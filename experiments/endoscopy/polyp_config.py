@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from experiments.config import Arm, BaseExperiment, Count, Variant, at_least, change
+from experiments.config import BaseExperiment, Count, Variant, at_least, change
 
 if TYPE_CHECKING:
     from experiments.task import Task
@@ -114,11 +114,11 @@ class PolypExperiment(BaseExperiment):
 
     default_seeds: ClassVar[int] = 1
 
-    def make_task(self, arm: Arm) -> "Task":
+    def make_task(self) -> "Task":
         """See `BaseExperiment`."""
         from experiments.endoscopy.size_task import make_task  # needs the endoscopy extra
 
-        return make_task(self, arm)
+        return make_task(self)
 
     def variants(self, streams: tuple[str, ...], folds: tuple[int, ...]) -> list[list[Variant]]:
         """See `BaseExperiment`; without `folds`, all folds of the split file."""

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 import fsg_jax as fsg
 from experiments import build, devices
-from experiments.config import Arm
 from experiments.endoscopy.augmentation import eval_transform, train_transform
 from experiments.endoscopy.cohort import eval_batches, load_cohort, open_source, read_rows, train_order
 from experiments.endoscopy.input_panels import example_rows, write_panels
@@ -26,7 +25,7 @@ from fsg_jax.training.state import gather_leaves
 from fsg_jax.typing import Batch, Loss, Transform
 
 
-def make_task(experiment: PolypExperiment, arm: Arm) -> Task:
+def make_task(experiment: PolypExperiment) -> Task:
     """The task of one arm; see `experiments.task.make_task`."""
     config, train, streams = experiment.data, experiment.train, experiment.model.streams
     cohort, source = load_cohort(config), open_source(config, "depth" in streams)
@@ -36,15 +35,16 @@ def make_task(experiment: PolypExperiment, arm: Arm) -> Task:
     size = config.input_size
     program = build.make_program(
         experiment,
-        arm,
         order(0).steps_per_epoch,
-        build.make_model(experiment.gate, arm, train.dtype, target.num_outputs, **experiment.model.options()),
+        build.make_model(
+            experiment.gate, experiment.arm, train.dtype, target.num_outputs, **experiment.model.options()
+        ),
         {name: np.zeros((1, size, size, INPUT_CHANNELS[name]), np.float32) for name in streams},
         target.loss,
         train_transform(config, streams),
         metrics=metrics,
         # An arm with one optimizer has one loss; None is that of the weights.
-        gate_loss=target.gate_loss if experiment.gate_loss == "paper" and arm.routing != "none" else None,
+        gate_loss=target.gate_loss if experiment.gate_loss == "paper" and experiment.arm.routing != "none" else None,
     )
     streamed = Streamed(order, partial(read_rows, source), config.workers, config.threads)
     predictor = make_predictor(eval_transform(config, streams), target, program.shardings)

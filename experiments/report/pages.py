@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.report import accuracy, run_info
+from experiments.report import accuracy, initial_weights, run_info
 from experiments.report.config_diff import compare
 from experiments.report.figures import colours, data_uri
 from experiments.report.results_file import Record, Results, collect, load
@@ -95,5 +95,6 @@ def _frame(results: Results, warnings: Iterable[str]) -> dict[str, Any]:
         "arm_info": run_info.arm_table(arms),
         "run_info": run_info.run_table(records),
         "arm_config": diff.arm_table(arms),
+        "initial_weights": list(initial_weights.sentences(arms)),
         "shared_config": diff.shared_table(),
     }
