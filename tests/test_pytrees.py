@@ -140,12 +140,16 @@ def test_passes_of_ones_own():
 
 def test_gates_move_between_two_steps_alone():
     tx, steps = fsg.routed(**transforms()), []
-    update = jax.jit(routed_update(lambda t, *_: loss_of(Mlp().apply(t, DATA["image"])), tx, gate_between=(1, 3)))
+    update = jax.jit(
+        routed_update(
+            lambda t, *_: loss_of(Mlp().apply(t, DATA["image"])), tx, gate_when=lambda step: (step >= 1) & (step < 3)
+        )
+    )
     tree, opt_state = START, tx.init(START)
     for step in range(4):
         before = tree["gates"]
         tree, opt_state, *_ = update(tree, opt_state, {}, DATA, jax.random.key(0), step=step)
         steps.append(bool(np.any(before["gate"]["logits"] != tree["gates"]["gate"]["logits"])))
     assert steps == [False, True, True, False]
-    with pytest.raises(ValueError, match=r"gate_between.*sequential.*joint"):
-        routed_update(lambda *_: 0.0, tx, "joint", gate_between=(1, 3))
+    with pytest.raises(ValueError, match=r"gate_when.*sequential.*joint"):
+        routed_update(lambda *_: 0.0, tx, "joint", gate_when=lambda step: step > 1)

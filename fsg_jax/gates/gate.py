@@ -42,7 +42,7 @@ def get_init(init: str | Initializer | None, kind: Kind, value: float, temperatu
       temperature: by which logits are divided.
 
     Raises:
-      ValueError: unknown name or kind; a random init of a kind without a gradient below 0, where gates would never move.
+      ValueError: unknown name or kind; a random init of a kind without a gradient below 0, where gates never move.
     """
     if callable(init):
         return init

@@ -13,12 +13,12 @@ from fsg_jax.gates.gate import Initializer, along_axis, check_floating, get_init
 from fsg_jax.typing import GATE_STEP, GATES, AnyArray
 
 
-@nnx.register_variable_name(GATES)
+@nnx.register_variable_name(GATES, overwrite=True)  # a bridged gate may have made a type of that name
 class GateLogits(nnx.Variable):
     """Gate logits: the Variable type that corresponds to the collection ``"gates"``."""
 
 
-@nnx.register_variable_name(GATE_STEP)
+@nnx.register_variable_name(GATE_STEP, overwrite=True)
 class GateStep(nnx.Variable):
     """The step, for a temperature that has a schedule."""
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import Parameter, signature
 from types import EllipsisType
@@ -19,7 +19,7 @@ from fsg_jax.routing.means import like
 from fsg_jax.typing import GATES, PyTree
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RoutedTransformation:
     """Optimizers by label, of which single labels can be moved; made by `routed`.
 
@@ -29,10 +29,12 @@ class RoutedTransformation:
     Attributes:
       transforms: label to transformation; None for a frozen label.
       patterns: label to the regular expression of the leaf paths that it claims; ``...``: all that no other claims.
+      content: of both, by which transformations are compared.
     """
 
-    transforms: Mapping[str, optax.GradientTransformation | None]
-    patterns: Mapping[str, str | EllipsisType]
+    transforms: Mapping[str, optax.GradientTransformation | None] = field(compare=False)
+    patterns: Mapping[str, str | EllipsisType] = field(compare=False)
+    content: Any = field(repr=False)
 
     @cached_property
     def frozen(self) -> frozenset[str]:
@@ -61,9 +63,7 @@ class RoutedTransformation:
         inner = {k: jax.tree.map(_copy, s, shapes.get(k, s)) for k, s in state.inner_states.items()}
         return state._replace(inner_states=inner)
 
-    def update(
-        self, grads: PyTree, opt_state: optax.OptState, trainable: PyTree, **extra: Any
-    ) -> tuple[PyTree, optax.OptState]:
+    def update(self, grads: PyTree, opt_state: Any, trainable: PyTree, **extra: Any) -> tuple[PyTree, optax.OptState]:
         """Returns the updates of all leaves and the new state, as any optax transformation."""
         tx = self._multi_transform(self.labels(trainable))
         updates, opt_state = tx.update(_guarded(grads), opt_state, _guarded(trainable), **extra)
@@ -77,23 +77,11 @@ class RoutedTransformation:
         """``init, update = tx``, as of any optax transformation."""
         return iter(self.as_optax())
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RoutedTransformation) and self._content == other._content
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-    @cached_property
-    def _content(self) -> Any:
-        return content([dict(self.transforms), dict(self.patterns)])
-
     def labels(self, tree: PyTree) -> PyTree:
         """Returns the label of every leaf, a tree of strings. Raises ValueError as `routed` says."""
         return label_tree(tree, self.patterns, self.transforms)
 
-    def step(
-        self, active: Collection[str], grads: PyTree, opt_state: optax.OptState, trainable: PyTree, **extra: Any
-    ) -> tuple[PyTree, optax.OptState]:
+    def step(self, active: Collection[str], grads: PyTree, opt_state: Any, trainable: PyTree, **extra: Any) -> Any:
         """Moves the leaves of the `active` labels; all other leaves and optimizer states stay bit for bit as they are.
 
         Zero gradients would not do: they would still decay the moments of an Adam.
@@ -166,7 +154,7 @@ def routed(
     expect(transforms, "routed", "at least one transformation, e.g. params=optax.sgd(0.1)", "none")
     extra = sorted({*(labels or {})} - transforms.keys())
     expect(not extra, "labels", f"labels with a transformation, {sorted(transforms)}", extra)
-    return RoutedTransformation(transforms, dict(labels or {}))
+    return RoutedTransformation(transforms, dict(labels or {}), content([transforms, dict(labels or {})]))
 
 
 def as_routed(tx: optax.GradientTransformation | RoutedTransformation) -> RoutedTransformation:
@@ -195,22 +183,6 @@ def label_tree(tree: PyTree, patterns: Mapping[str, str | EllipsisType], known: 
 def paths_of(tree: PyTree) -> list[str]:
     """Paths of the leaves, keys joined with ``/``."""
     return [keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
-
-
-def labels_of_gates(tree: PyTree, labels: PyTree) -> frozenset[str]:
-    """Labels all of whose leaves are in the ``"gates"`` collection; in a tree without one, the label ``"gates"``.
-
-    Raises:
-      ValueError: a label that holds gates and other leaves, unless it is the only label.
-    """
-    if not isinstance(tree, Mapping) or GATES not in tree:
-        return frozenset({GATES} & set(jax.tree.leaves(labels)))
-    of_gates = set(jax.tree.leaves(labels[GATES]))
-    of_others = {k for name in tree if name != GATES for k in jax.tree.leaves(labels[name])}
-    mixed = of_gates & of_others
-    if mixed and mixed != of_gates | of_others:
-        raise ValueError(f"labels {sorted(mixed)} hold both gates and other leaves; give the gates labels of their own")
-    return frozenset(of_gates - of_others)
 
 
 def is_weight(tree: PyTree) -> PyTree:

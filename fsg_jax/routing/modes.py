@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array
 
 from fsg_jax._checks import check_integer, expect, look_up
-from fsg_jax.routing.labels import RoutedTransformation, as_routed, labels_of_gates
+from fsg_jax.routing.labels import RoutedTransformation, as_routed
 from fsg_jax.routing.means import Mean, as_means, like
 from fsg_jax.typing import GATES, Batch, Key, PyTree
 
@@ -42,10 +42,8 @@ class Pass(NamedTuple):
     """Takes the gradient at the leaves as the step found them, not as the passes before have left them."""
     updates_state: bool | None = None
     """Keeps the model state (e.g. BatchNorm statistics) that its forward pass gives. None: if it is the last pass."""
-    every: int = 1
-    """k: runs at steps 0, k, 2k, ... only."""
-    between: tuple[int, int | None] = (0, None)
-    """The first step at which it runs, and the first at which it does not any more."""
+    when: Callable[[Any], Any] | None = None
+    """Whether it runs at a step, counted from 0; None: always."""
     differentiated: Collection[str] | None = None
     """Labels whose gradient is taken; by default those that move."""
     combine: Callable[[PyTree | None, PyTree], PyTree] | None = None
@@ -114,14 +112,14 @@ def routed_update(
     gate_loss_fn: LossFn | None = None,
     gate_labels: Collection[str] | None = None,
     gate_every: int = 1,
-    gate_between: tuple[int, int | None] = (0, None),
+    gate_when: Callable[[Any], Any] | None = None,
     accumulate: int = 1,
     clip: tuple[float | None, float | None] = (None, None),
     passes: Sequence[Pass] | None = None,
 ) -> Callable[..., tuple[PyTree, optax.OptState, PyTree, dict[str, Any]]]:
     """A step on pytrees of arrays: of Flax collections, of an NNX or Equinox module, or of plain dicts.
 
-    ``update(trainable, opt_state, model_state, batch, key, *, gate_batch=None, step=0)`` returns the new ``trainable``,
+    ``update(trainable, opt_state, model_state, batch, key, gate_batch=None, step=0)`` returns the new ``trainable``,
     ``opt_state`` and ``model_state``, with the structure and dtypes of the old ones, and the metrics of the last pass
     with ``grad_norm`` by label. It is pure and not jitted.
 
@@ -134,9 +132,8 @@ def routed_update(
         a tree without such a branch, the label ``"gates"``.
       gate_every: k runs the gate pass of ``"sequential"`` at steps 0, k, 2k, ...; a schedule of the gates' optimizer
         counts these.
-      gate_between: the first step at which the gate pass of ``"sequential"`` runs, and the first at which it does not
-        any more (None: it never ends): warm-up and freezing of the gates. With other modes wrap their optimizer in
-        ``optax.transforms.conditionally_mask``.
+      gate_when: whether the gate pass of ``"sequential"`` runs at a step, e.g. ``lambda step: step >= 5 * epoch`` to
+        start or end it late. With other modes wrap the optimizer in ``optax.transforms.conditionally_mask``.
       accumulate: number of micro-batches into which every batch is cut along the first axis of its leaves; a scalar
         leaf is for all.
       clip: thresholds over all leaves of gate pass and main pass, for ``"reference"`` only.
@@ -150,19 +147,19 @@ def routed_update(
     tx, mode = as_routed(tx), look_up(ROUTINGS, routing, "routing")
     check_integer("gate_every", gate_every, 1)
     check_integer("accumulate", accumulate, 1)
-    simple = (gate_every, gate_between) == (1, (0, None)) or (routing == "sequential" and passes is None)
-    expect(simple, "gate_every and gate_between", "routing 'sequential'", repr(routing))
+    always = gate_every == 1 and gate_when is None
+    expect(always or (routing == "sequential" and not passes), "gate_every, gate_when", "routing 'sequential'", routing)
     if routing == "reference":
         mode = partial(mode, clip=clip)
-    expect(clip == (None, None) or routing == "reference", "reference_clip", "routing 'reference'", repr(routing))
+    expect(clip == (None, None) or routing == "reference", "reference_clip", "routing 'reference'", routing)
+    due = None if always else lambda step: (step % gate_every == 0) & (True if gate_when is None else gate_when(step))
 
     def update(
         trainable: PyTree,
         opt_state: Any,
         model_state: PyTree,
-        batch: Batch,
+        batch: Any,
         key: Key,
-        *,
         gate_batch: Any = None,
         step: Any = 0,
     ) -> tuple[PyTree, Any, PyTree, dict[str, Any]]:
@@ -171,14 +168,12 @@ def routed_update(
             gates = gate_pass(trainable, labels, gate_labels, tx, routing)
             main = Pass(frozenset(jax.tree.leaves(labels)) - gates, loss_fn)
             name = "batch" if gate_batch is None else "gate_batch"
-            gate = Pass(gates, gate_loss_fn or loss_fn, name, every=gate_every, between=gate_between)
-            apart = gate.loss is not loss_fn or gate_batch is not None
-            expect(not (apart and routing == "none"), "gate_loss and gate_batch", "another routing", "'none'")
+            gate = Pass(gates, gate_loss_fn or loss_fn, name, when=due)
+            together = gate.loss is loss_fn and gate_batch is None
+            expect(together or routing != "none", "gate_loss and gate_batch", "another routing", routing)
             order = mode(gate, main) if gates else [main]
         moving, moved = set(jax.tree.leaves(labels)) - tx.frozen, {label for one in order for label in one.labels}
-        expect(
-            moving == moved - tx.frozen, "passes", f"all labels that are not frozen, {sorted(moving)}", sorted(moved)
-        )
+        expect(moving == moved - tx.frozen, "passes", f"those of all moving labels, {sorted(moving)}", sorted(moved))
 
         batches = {"batch": batch, "gate_batch": gate_batch}
         point, metrics, grads = Point(trainable, opt_state, model_state), {}, None
@@ -194,12 +189,12 @@ def routed_update(
             if not (one.differentiated or last):
                 continue
             take = partial(_take, one, tx, labels, trainable, grads, batches[one.batch], key, accumulate)
-            if one.every == 1 and one.between == (0, None):
+            if one.when is None:
                 point, (metrics, new), grads = take(point)
             else:
-                first, end = one.between
-                due = (step % one.every == 0) & (step >= first) & (True if end is None else step < end)
-                point, (metrics, new) = jax.lax.cond(due, lambda p, take=take: take(p)[:2], partial(_skip, take), point)
+                point, (metrics, new) = jax.lax.cond(
+                    one.when(step), lambda p, take=take: take(p)[:2], partial(_skip, take), point
+                )
             norms |= new
         return *point, {**metrics, "grad_norm": norms}
 
@@ -210,24 +205,29 @@ def gate_pass(
     trainable: PyTree, labels: PyTree, chosen: Collection[str] | None, tx: RoutedTransformation, routing: str
 ) -> frozenset[str]:
     """Labels of the gate pass."""
-    everything = set(jax.tree.leaves(labels))
+    collections = trainable if isinstance(trainable, Mapping) and GATES in trainable else {}
+    everything, of_gates = set(jax.tree.leaves(labels)), {GATES} & set(jax.tree.leaves(labels))
     if chosen is not None:
         expect(everything.issuperset(chosen), "gate_labels", f"labels of leaves, {sorted(everything)}", sorted(chosen))
         return frozenset(chosen)
-    gates = labels_of_gates(trainable, labels)
-    has_gates = isinstance(trainable, Mapping) and bool(jax.tree.leaves(trainable.get(GATES, {})))
-    if has_gates and not gates and routing != "none":
-        raise ValueError(
-            f"routing {routing!r} moves gates and weights apart, but one optimizer moves both; "
-            "use fsg.routed(params=..., gates=...), or routing='none'"
+    if collections:
+        of_gates = set(jax.tree.leaves(labels[GATES]))
+        mixed = of_gates & {k for name in collections if name != GATES for k in jax.tree.leaves(labels[name])}
+        expect(
+            not mixed or mixed == everything, "labels", "labels of their own for the gates", f"shared {sorted(mixed)}"
         )
-    if gates - tx.frozen and routing == "none":
-        warnings.warn(
-            f"routing 'none' with optimizers of their own for the gates ({sorted(gates)}) is the same as 'joint'; "
-            "give init_state one plain optax transformation to move gates and weights alike",
-            stacklevel=2,
+        found = "one for both; use fsg.routed(params=..., gates=...), or routing='none'"
+        expect(
+            not (of_gates and mixed) or routing == "none",
+            f"routing {routing!r}",
+            "optimizers for gates and weights",
+            found,
         )
-    return gates
+        of_gates -= mixed
+    if of_gates - tx.frozen and routing == "none":
+        hint = "is 'joint'; give one plain optax transformation to move gates and weights alike"
+        warnings.warn(f"routing 'none' with optimizers of their own for {sorted(of_gates)} {hint}", stacklevel=2)
+    return frozenset(of_gates)
 
 
 def _take(one: Pass, tx: RoutedTransformation, labels: PyTree, start: PyTree, before: PyTree, *rest: Any) -> Any:
@@ -272,21 +272,19 @@ def gradient(
         return jax.tree.map(lambda k, g: g if k in active else None, labels, grads), value, *aux
 
     def weigh(xs: Any) -> list[Any]:  # the compiler drops the forward pass, unless weights depend on it
-        return [term.weight for term in _call(one.loss, point.trainable, point.model_state, whole(xs[0]), xs[1])[0]]
+        return [term.weight for term in _call(one.loss, point.trainable, point.model_state, *xs)[0]]
 
     def body(carry: tuple[PyTree, Array, PyTree], xs: Any) -> tuple[tuple[PyTree, Array, PyTree], Any]:
-        grads, value, model_state, metrics = grad(carry[2], whole(xs[0]), xs[1], weights)
+        grads, value, model_state, metrics = grad(carry[2], xs[0], xs[1], weights)
         return (jax.tree.map(jnp.add, carry[0], grads), carry[1] + value, model_state), metrics
 
     if n == 1:
         grads, value, model_state, metrics = grad(point.model_state, batch, key)
     else:
-        cut, whole = _micro_batches(batch, n)
-        xs = (cut, jax.random.split(key, n))
+        xs = (_micro_batches(batch, n), jax.random.split(key, n))
         weights = [jnp.sum(w) for w in jax.lax.map(weigh, xs)]
         zeros = jax.tree.map(lambda k, leaf: jnp.zeros_like(leaf) if k in active else None, labels, point.trainable)
-        start = (zeros, jnp.zeros(()), point.model_state)
-        (grads, value, model_state), metrics = jax.lax.scan(body, start, xs)
+        (grads, value, model_state), metrics = jax.lax.scan(body, (zeros, jnp.zeros(()), point.model_state), xs)
         metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     return grads, value, model_state, {name: mean.value() for name, mean in metrics.items()}
 
@@ -299,20 +297,16 @@ def _call(loss_fn: LossFn, trainable: PyTree, model_state: PyTree, batch: Batch,
     return as_means(loss), model_state, {name: as_means(value)[0] for name, value in metrics.items()}
 
 
-def _micro_batches(batch: Batch, n: int) -> tuple[list[Any], Callable[[list[Any]], Batch]]:
-    """The leaves of a batch that are cut, in n parts, and a function that makes a batch of one part of each."""
-    leaves, structure = jax.tree.flatten(batch)
-    cut = [leaf for leaf in leaves if jnp.ndim(leaf)]
-    sizes = {leaf.shape[0] for leaf in cut}
-    expect(len(sizes) == 1, "accumulate", "a batch whose leaves have one first axis", f"sizes {sorted(sizes)}")
-    (size,) = sizes
-    expect(size % n == 0, "accumulate", f"a divisor of {size}, the batch size", n)
+def _micro_batches(batch: Batch, n: int) -> Batch:
+    """The batch with a new first axis, of its n parts; a scalar is in all of them."""
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
+    fits = len(sizes) == 1 and min(sizes) % n == 0
+    expect(fits, "accumulate", f"a divisor of the first axis of all leaves of the batch, {sorted(sizes)}", n)
 
-    def whole(parts: list[Any]) -> Batch:
-        remaining = iter(parts)
-        return jax.tree.unflatten(structure, [next(remaining) if jnp.ndim(leaf) else leaf for leaf in leaves])
+    def cut(leaf: Any) -> Any:
+        return leaf.reshape(n, -1, *leaf.shape[1:]) if jnp.ndim(leaf) else jnp.broadcast_to(leaf, (n,))
 
-    return [leaf.reshape(n, size // n, *leaf.shape[1:]) for leaf in cut], whole
+    return jax.tree.map(cut, batch)
 
 
 def _accumulate_and_clip(threshold: float | None, before: PyTree | None, grads: PyTree) -> PyTree:

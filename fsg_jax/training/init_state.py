@@ -126,6 +126,7 @@ def _settle(forward: Forward, tx: RoutedTransformation, shapes: dict[str, PyTree
     for name, tree in after.items():
         paths, leaves = [f"{name}/{path}" for path in paths_of(tree)], jax.tree.leaves(tree)
         still = all([id(next(outputs)) in same for _ in leaves]) and not any(map(tx.is_frozen, paths))
+        still = still and (name != "batch_stats" or forward.flag is not None)
         if still and any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
             hint = "name it in trainable= if optimizers are to move it"
             warnings.warn(f"collection {name!r}: neither trained nor changed by the forward pass; {hint}", stacklevel=3)

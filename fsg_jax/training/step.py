@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fsg_jax.gates.summary import gate_values, summarise
-from fsg_jax.routing.means import Mean, like, mean_of, valid_rows
+from fsg_jax.routing.means import like, mean_of, valid_rows
 from fsg_jax.routing.modes import LossFn, Pass, gate_pass, routed_update
 from fsg_jax.routing.shared_prefix import share_prefix
 from fsg_jax.training.inputs import Inputs, batch_size, name_of, select
@@ -29,7 +29,7 @@ def make_train_step(
     gate_loss: Loss | None = None,
     penalty: Penalty | None = None,
     gate_every: int = 1,
-    gate_between: tuple[int, int | None] = (0, None),
+    gate_when: Callable[[Any], Any] | None = None,
     gate_labels: Sequence[str] | None = None,
     accumulate: int = 1,
     transform: Transform | None = None,
@@ -57,8 +57,8 @@ def make_train_step(
         has a third argument, ``penalty(gates, kinds, step)``.
       gate_every: k runs the gate pass of ``"sequential"`` at every k-th step; schedules of the gates' optimizer count
         these passes.
-      gate_between: the steps between which the gate pass of ``"sequential"`` runs, the second not included; None: it
-        never ends.
+      gate_when: whether the gate pass of ``"sequential"`` runs at a step, a function of its number: warm-up and
+        freezing of the gates, e.g. ``lambda step: step >= 5 * steps_per_epoch``.
       gate_labels: labels that the gate pass moves; by default those that hold only leaves of ``"gates"``.
       accumulate: number of micro-batches a batch is cut into, in both passes. Over several devices each has an
         all-reduce of its own.
@@ -82,103 +82,73 @@ def make_train_step(
       ValueError: as `fsg_jax.routing.routed_update`. In the step: a key that the batch does not have; a loss or metric
         of another shape, which is named.
     """
-    options: dict[str, Any] = dict(
-        gate_labels=gate_labels,
-        gate_every=gate_every,
-        gate_between=gate_between,
-        accumulate=accumulate,
-        clip=reference_clip,
+    routed = partial(
+        routed_update, routing=routing, gate_labels=gate_labels, gate_every=gate_every, gate_when=gate_when
     )
-    routed_update(
-        lambda *_: (0.0, (None, {})), optax.identity(), routing, passes=passes, **options
-    )  # checks the options
+    routed = partial(routed, accumulate=accumulate, clip=reference_clip)
+    routed(_unused, optax.identity(), passes=passes)  # checks the options
     prepare: Callable[..., Batch] = transform or (lambda _, batch: batch)
     cut = accumulate > 1
 
     def step(state: TrainState, batch: Batch, gate_batch: Batch | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.rng, state.step)
-        model_key = jax.random.fold_in(key, 2)
+        model_key, tx, trainable = jax.random.fold_in(key, 2), state.tx, state.trainable
         batch = prepare(jax.random.fold_in(key, 0), batch)
         held_out = None if gate_batch is None else prepare(jax.random.fold_in(key, 1), gate_batch)
+        labels = tx.labels(trainable)
 
-        forward: Callable[..., Any] = partial(_forward, state, shardings)
+        def forward(trainable: PyTree, arguments: Any, model_state: PyTree, key: Key) -> tuple[Any, PyTree]:
+            whole = trainable if shardings is None else gather_leaves(trainable, shardings.trainable)
+            return state.forward.train({**whole, **model_state}, arguments, key, tx)
+
+        apply = forward
         wanted = getattr(state.model, "shared_prefix", False) if shared_prefix is None else shared_prefix
         if wanted and state.gates and routing == "sequential" and passes is None and gate_batch is None and not cut:
-            labels = state.tx.labels(state.trainable)
-            gates = gate_pass(state.trainable, labels, gate_labels, state.tx, routing)
+            gates = gate_pass(trainable, labels, gate_labels, tx, routing)
             moves = jax.tree.map(lambda label: label in gates, labels)
-            apply = partial(_forward, state, shardings, model_state=state.model_state, key=model_key)
-            forward = share_prefix(apply, moves, state.trainable, select(inputs, batch))
+            fixed = partial(forward, model_state=state.model_state, key=model_key)
+            apply = share_prefix(fixed, moves, trainable, select(inputs, batch))
 
-        fn = partial(_loss_fn, state, forward, inputs, cut)
+        def fn(loss: Loss, penalty: Penalty | None = None, metrics: Mapping[str, Loss] | None = None) -> LossFn:
+            """What a pass minimises, ``mean loss + penalty``, and the metrics of its outputs."""
+
+            def loss_fn(trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> Any:
+                arguments = select(inputs, batch)
+                size = batch_size(arguments)
+                valid = valid_rows(batch, size)
+                outputs, model_state = apply(trainable, arguments, model_state, key)
+                means = {
+                    name: mean_of(name_of(f, name), f(outputs, batch), size, valid, scalar=not cut)
+                    for name, f in {"loss": loss, **(metrics or {})}.items()
+                }
+                terms = [means["loss"]] + (
+                    [] if penalty is None else [_penalty(penalty, trainable.get(GATES, {}), state)]
+                )
+                return terms, (model_state, means)
+
+            return loss_fn
+
         together = routing in ("none", "joint") and gate_loss is None and gate_batch is None
+        of_gates = set(jax.tree.leaves(labels.get(GATES, {})))
         own = passes and [
-            one._replace(loss=fn(one.loss or loss, penalty if _moves_gates(state, one) else None, metrics))
+            one._replace(loss=fn(one.loss or loss, penalty if of_gates & set(one.labels) else None, metrics))
             for one in passes
         ]
-        update = routed_update(
+        main, gate = (
             fn(loss, penalty if together else None, metrics),
-            state.tx,
-            routing,
-            gate_loss_fn=None if together else fn(gate_loss or loss, penalty, None),
-            passes=own,
-            **options,
+            None if together else fn(gate_loss or loss, penalty),
         )
-        *point, reported = update(
-            state.trainable, state.opt_state, state.model_state, batch, model_key, gate_batch=held_out, step=state.step
-        )
-        new = _advance(state, *point)
-        values = reported | _gate_metrics(new, penalty)
+        update = routed(main, tx, gate_loss_fn=gate, passes=own)
+        point = update(trainable, state.opt_state, state.model_state, batch, model_key, held_out, state.step)
+        new = _advance(state, *point[:3])
+        values = point[3] | _gate_metrics(new, penalty)
         return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings), values
 
     return jax.jit(step, donate_argnums=0) if jit else step
 
 
-def _moves_gates(state: TrainState, one: Pass) -> bool:
-    return bool(set(one.labels) & set(jax.tree.leaves(state.tx.labels(state.trainable).get(GATES, {}))))
-
-
-def _forward(
-    state: TrainState,
-    shardings: TrainState | None,
-    trainable: PyTree,
-    arguments: tuple[Any, ...],
-    *,
-    model_state: PyTree,
-    key: Key,
-) -> tuple[Any, PyTree]:
-    """The model's outputs in training, and its updated model state."""
-    whole = trainable if shardings is None else gather_leaves(trainable, shardings.trainable)
-    return state.forward.train({**whole, **model_state}, arguments, key, state.tx)
-
-
-def _loss_fn(
-    state: TrainState,
-    forward: Callable[..., Any],
-    inputs: Inputs,
-    cut: bool,
-    loss: Loss,
-    penalty: Penalty | None,
-    metrics: Mapping[str, Loss] | None,
-) -> LossFn:
-    """What a pass minimises, ``mean loss + penalty``, and the metrics of its outputs."""
-
-    def loss_fn(trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> Any:
-        arguments = select(inputs, batch)
-        size = batch_size(arguments)
-        valid = valid_rows(batch, size)
-        outputs, model_state = forward(trainable, arguments, model_state=model_state, key=key)
-
-        def mean(label: str, function: Loss) -> Mean:
-            return mean_of(name_of(function, label), function(outputs, batch), size, valid, scalar=not cut)
-
-        reported = {"loss": mean("loss", loss)} | {k: mean(k, f) for k, f in (metrics or {}).items()}
-        terms: list[Any] = [reported["loss"]]
-        if penalty is not None:
-            terms.append(_penalty(penalty, trainable.get(GATES, {}), state))
-        return terms, (model_state, reported)
-
-    return loss_fn
+def _unused(*_: Any) -> Any:
+    raise NotImplementedError
 
 
 def _penalty(penalty: Penalty, gates: PyTree, state: TrainState) -> Any:
