@@ -31,7 +31,7 @@ demo-polyps: setup
 
 # Compiling takes most of the time: here without XLA's costly passes, in all other test targets with them.
 test: setup
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 -m "$(MARKS)"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "$(MARKS)"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not tfds and not parity"

@@ -4,14 +4,20 @@ Compiled programs are kept in pytest's cache folder, for all workers, the comman
 ``pytest --cache-clear`` empties it.
 """
 
+import gc
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/d/xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") and version("jaxlib").startswith("0.10."):
+    # XLA's older code generator compiles small programs in a third of the time; without AVX2 it does not fuse a product
+    # and a sum into one rounding, here but not there. A jaxlib without the flags would stop.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX")
 
 import jax
 import pytest
@@ -26,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Empties the folder of programs when it has grown large, before any worker starts."""
     if not hasattr(config, "workerinput") and sum(f.stat().st_size for f in PROGRAMS.glob("*")) > LARGEST:
         shutil.rmtree(PROGRAMS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def earlier_objects_are_not_searched() -> None:
+    """Later collections of garbage pass over what earlier files left, which is mostly JAX's caches."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -21,4 +21,4 @@ def trained(name: str, remat: bool = False) -> tuple[dict[str, Any], dict[str, A
     model = reduced.reduced(name, remat=remat)
     state = fsg.init_state(model, TX, jax.random.key(0), reduced.inputs(name), variables=before)
     state, metrics = STEP(state, {"image": reduced.inputs(name), "label": reduced.labels()})
-    return jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, state.variables, before), metrics
+    return jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), state.variables, before), metrics

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,6 +16,12 @@ import fsg_jax as fsg
 
 
 def trained(steps: int = 3, **kwargs) -> fsg.TrainState:
+    """A copy, which may be donated."""
+    return jax.tree.map(jnp.copy, train(steps, **kwargs))
+
+
+@cache
+def train(steps: int, **kwargs) -> fsg.TrainState:
     state = new_state(Mlp(batch_norm=True, dropout=0.2), **kwargs)
     step = train_step("sequential")
     for t in range(steps):

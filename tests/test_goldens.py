@@ -18,6 +18,7 @@ import pytest
 import timm_weights
 from flax.traverse_util import flatten_dict
 from golden_steps import trained
+from reduced import REDUCED as OPTIONS
 from reduced import inputs, reduced, variables
 
 from fsg_jax.models import create_model, list_models
@@ -53,6 +54,14 @@ def test_training_step(name):
         noise = 1e-5 * norm + 2e-7 * change.size**0.5
         np.testing.assert_allclose(np.linalg.norm(change), norm, rtol=0, atol=noise, err_msg=names[path])
         np.testing.assert_allclose(np.sum(probe * change), projection, rtol=0, atol=4 * noise, err_msg=names[path])
+
+
+@each_model
+def test_every_leaf_gets_a_finite_gradient(name):
+    changes, _ = trained(name)
+    for path, change in flatten_dict(changes, sep="/").items():
+        assert np.all(np.isfinite(change)), path
+        assert (np.linalg.norm(change) > 1e-3) != bool(re.fullmatch(OPTIONS[name].shifts, path)), path
 
 
 def at_full_size(key):

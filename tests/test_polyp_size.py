@@ -233,7 +233,8 @@ def test_polyps_are_ablated_and_searched(folders, tmp_path):
     assert record["predictions"] == "mask/fsg_gr/fold-2-seed-0/predictions.parquet"
     assert (tmp_path / "ablation" / record["predictions"]).exists()
     space = ("train.batch_size=3,4",)
-    search = TuneArgs(config, tmp_path / "search", "fsg_gr", trials=1, space=space, only=("train.batch_size",))
+    masks = change(config, {"model.streams": ("mask",)})  # whose programs are compiled by now
+    search = TuneArgs(masks, tmp_path / "search", "fsg_gr", trials=1, space=space, only=("train.batch_size",))
     (trial,) = tune.tune(search)
     assert (trial["state"], trial["metric"]) == ("finished", "loss")
     assert "The test split was not read" in (tmp_path / "search" / "tune.md").read_text()

@@ -1,7 +1,6 @@
-"""Every registered model with every property, at the reduced sizes of reduced.py. For its numbers see test_goldens."""
+"""Every registered model with every property, at the sizes of reduced.py. Numbers and gradients: see test_goldens."""
 
 import functools
-import re
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from golden_steps import trained
 from reduced import BATCH, CLASSES, REDUCED, inputs, reduced, variables
 
 import fsg_jax as fsg
@@ -31,6 +29,12 @@ each_placement = pytest.mark.parametrize(
 )
 
 
+@functools.cache
+def logits(name):
+    """Of the whole batch, operation by operation."""
+    return reduced(name).apply(variables(name), inputs(name))
+
+
 def some(x, rows):
     return jax.tree.map(lambda leaf: leaf[rows], x)
 
@@ -45,7 +49,7 @@ def test_the_table_knows_every_model():
 
 @each_model
 def test_float32_logits_in_evaluation_and_training(name):
-    out = reduced(name).apply(variables(name), inputs(name))
+    out = logits(name)
     assert (out.shape, out.dtype) == ((BATCH, CLASSES), jnp.float32)
     assert np.all(np.isfinite(out))
     assert np.std(out, axis=0).min() > 1e-3  # images matter
@@ -96,8 +100,8 @@ def test_without_classes_gives_the_features_under_the_head(name):
         ("params", "head", "bias"),
     }
     assert features.dtype == jnp.float32
-    logits = reduced(name).apply(weights, inputs(name))
-    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], logits, rtol=1e-4, atol=1e-5)
+    expected = np.asarray(features) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(expected, logits(name), rtol=1e-4, atol=1e-5)
 
 
 @each_model
@@ -109,17 +113,9 @@ def test_bfloat16_computes_low_and_keeps_high(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(training, shapes, inputs(name)))} == {
         jnp.dtype("float32")
     }
-    out, expected = (m.apply(variables(name), inputs(name)) for m in (model, full))
+    out, expected = jax.jit(model.apply)(variables(name), inputs(name)), logits(name)
     assert out.dtype == jnp.float32
     assert 0 < np.abs(out - expected).max() < 0.05 * np.abs(expected).max()
-
-
-@each_model
-def test_every_leaf_gets_a_finite_gradient(name):
-    changes, _ = trained(name)
-    for path, change in flatten_dict(changes, sep="/").items():
-        assert np.all(np.isfinite(change)), path
-        assert (np.linalg.norm(change) > 1e-3) != bool(re.fullmatch(REDUCED[name].shifts, path)), path
 
 
 def in_training(name, weights, remat):
@@ -133,7 +129,7 @@ def test_rematerialisation_changes_no_output(name):
         str(jax.make_jaxpr(reduced(name, remat=remat).apply)(variables(name), inputs(name))) for remat in (False, True)
     ]
     assert ["prevent_cse" in jaxpr for jaxpr in jaxprs] == [False, True]
-    results = [in_training(name, variables(name), remat) for remat in (False, True)]
+    results = [jax.jit(functools.partial(in_training, name, remat=remat))(variables(name)) for remat in (False, True)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
 
 
@@ -154,13 +150,12 @@ def test_rematerialisation_changes_no_gradient(name):
 
 @each_model
 def test_a_row_does_not_depend_on_its_batch(name):
-    """Compiled, and one by one in batches of one."""
-    model, weights = reduced(name), variables(name)
-    compiled = jax.jit(model.apply)(weights, inputs(name))
+    """All at once without a compiled program, and compiled for batches of one."""
+    compiled, weights = jax.jit(reduced(name).apply), variables(name)
     for i in (0, BATCH - 1):
-        alone = model.apply(weights, some(inputs(name), slice(i, i + 1)))
+        alone = compiled(weights, some(inputs(name), slice(i, i + 1)))
         assert alone.shape == (1, CLASSES)
-        np.testing.assert_allclose(alone[0], compiled[i], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(alone[0], logits(name)[i], rtol=1e-4, atol=1e-5)
 
 
 @each_model

@@ -21,7 +21,7 @@ FAST = ("resnet sequential", "vit sequential", "vit fsdp", "checkpoints", "neste
 SLOW = ("resnet joint", "vit joint", "vit every", "vit accumulate", "vit mixup", "resnet fsdp", "checkpoints fsdp")
 # Eight devices on the CPU, and little time spent on making the programs fast.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-FLAGS += " --xla_llvm_disable_expensive_passes=true"
+FLAGS += f" --xla_llvm_disable_expensive_passes=true {os.environ.get('XLA_FLAGS', '')}"
 
 
 def run_worker(folder, names):
