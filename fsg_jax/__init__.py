@@ -12,12 +12,12 @@ from fsg_jax.gates.gate import Gate
 from fsg_jax.gates.penalties import gate_penalty
 from fsg_jax.gates.select import harden, selected
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
+from fsg_jax.linen.init_state import init_state
 from fsg_jax.models import create_model, list_models
 from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, routed
 from fsg_jax.training import losses, metrics, sharding
 from fsg_jax.training.checkpoint import Checkpointer, CheckpointError
 from fsg_jax.training.evaluate import EvalStep, evaluate, make_eval_step
-from fsg_jax.training.init_state import init_state
 from fsg_jax.training.state import TrainState
 from fsg_jax.training.step import TrainStep, make_train_step
 from fsg_jax.typing import GATES

@@ -12,7 +12,7 @@ from reduced import BATCH, CLASSES, REDUCED, inputs, reduced, variables
 
 import fsg_jax as fsg
 from fsg_jax.gates.gate import Gate
-from fsg_jax.gates.summary import find_gate_kinds
+from fsg_jax.linen.gate_kinds import find_gate_kinds
 from fsg_jax.models import create_model, list_models
 
 OPEN = functools.partial(Gate, kind="relu")

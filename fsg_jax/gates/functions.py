@@ -5,7 +5,7 @@ temperature, 1 unless another is given.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +71,9 @@ SQUASHINGS: dict[str, Squashing] = {
 }
 
 
-def at_least_float32(values: Array) -> Array:
+def at_least_float32(values: Any) -> Array:
     """`values` in float32, or in a wider floating-point dtype that they have."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return jnp.asarray(values).astype(jnp.promote_types(jnp.asarray(values).dtype, jnp.float32))
 
 
 def get_squashing(kind: Kind) -> Squashing:
@@ -84,12 +84,7 @@ def get_squashing(kind: Kind) -> Squashing:
 
 
 def squash(
-    logits: Float[Array, "..."],
-    kind: Kind = "sigmoid",
-    *,
-    temperature: float | Float[Array, ""] = 1.0,
-    key: Key | None = None,
-    train: bool = False,
+    logits: Float[Array, "..."], kind: Kind = "sigmoid", *, temperature: Any = 1.0, key: Any = None, train: bool = False
 ) -> Float[Array, "..."]:
     """Gate values of `logits`, same shape, computed in at least float32.
 

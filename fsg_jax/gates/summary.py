@@ -77,7 +77,7 @@ def gate_values(state: Any, kinds: Any = None) -> dict[str, Float[Array, " chann
 
 def gate_summary(
     state: Any, *, open_above: float = 0.95, closed_below: float = 0.05, kinds: Any = None
-) -> dict[str, dict[str, Float[Array, ""]]]:
+) -> dict[str, dict[str, Array]]:
     """Per gate: mean value, share open, share closed, and mean binary entropy.
 
     Args:
@@ -93,9 +93,7 @@ def gate_summary(
     return {name: summarise(s, open_above, closed_below) for name, s in gate_values(state, kinds).items()}
 
 
-def summarise(
-    values: Float[Array, " channels"], open_above: float = 0.95, closed_below: float = 0.05
-) -> dict[str, Float[Array, ""]]:
+def summarise(values: Array, open_above: float = 0.95, closed_below: float = 0.05) -> dict[str, Array]:
     """The summary of one vector of gate values; see `gate_summary`."""
     return {
         "mean": jnp.mean(values),

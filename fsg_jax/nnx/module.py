@@ -11,11 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fsg_jax._checks import expect
 from fsg_jax.gates.functions import Kind
-from fsg_jax.gates.kinds import kind_of
 from fsg_jax.gates.summary import by_name
+from fsg_jax.linen.gate_kinds import kind_of
 from fsg_jax.nnx.gate import Gate
 from fsg_jax.routing.labels import RoutedTransformation, as_routed
-from fsg_jax.training.init_state import new_state
+from fsg_jax.training.new_state import new_state
 from fsg_jax.training.state import TrainState
 from fsg_jax.training.step import make_train_step
 from fsg_jax.typing import GATES, Key, PyTree

@@ -6,7 +6,7 @@ before. Optimizers are closures, which Python compares by identity.
 
 from collections.abc import Mapping
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import jax
@@ -28,13 +28,8 @@ def content(value: Any, within: tuple[int, ...] = ()) -> Any:
         return "itself", len(within) - within.index(id(value))
     parts: Any = None
     if isinstance(value, FunctionType):
-        parts = [value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value)]
-        parts += [value.__code__, id(value.__globals__)]
-    elif isinstance(value, CellType):
-        try:
-            parts = [value.cell_contents]
-        except ValueError:  # not yet bound
-            return type(value), id(value)
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = [cells, value.__defaults__, value.__kwdefaults__, vars(value), value.__code__, id(value.__globals__)]
     elif isinstance(value, MethodType | partial):
         parts = value.__reduce__()[1:] if isinstance(value, partial) else (value.__func__, value.__self__)
     elif isinstance(value, tuple | list):

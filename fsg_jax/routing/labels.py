@@ -67,7 +67,7 @@ class RoutedTransformation:
         """Returns the updates of all leaves and the new state, as any optax transformation."""
         tx = self._multi_transform(self.labels(trainable))
         updates, opt_state = tx.update(_guarded(grads), opt_state, _guarded(trainable), **extra)
-        return _unguarded(updates, trainable), opt_state
+        return updates[0] if callable(trainable) else updates, opt_state
 
     def as_optax(self) -> optax.GradientTransformationExtraArgs:
         """A plain optax transformation, e.g. for `optax.chain` or Flax's own ``TrainState``."""
@@ -100,10 +100,12 @@ class RoutedTransformation:
         grads = _guarded(jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads))
         updates, new = self._multi_transform(labels, active).update(grads, opt_state, tree, **extra)
 
+        updates = updates[0] if callable(trainable) else updates
+
         def move(label: str, leaf: jax.Array, update: jax.Array) -> jax.Array:
             return optax.apply_updates(leaf, update) if label in active else leaf
 
-        return jax.tree.map(move, labels, trainable, _unguarded(updates, trainable)), like(new, opt_state)
+        return jax.tree.map(move, labels, trainable, updates), like(new, opt_state)
 
     def _multi_transform(self, labels: PyTree, active: Collection[str] | None = None) -> Any:
         chosen = {k: _hold(tx or optax.set_to_zero()) for k, tx in self.transforms.items()}
@@ -167,9 +169,8 @@ def label_tree(tree: PyTree, patterns: Mapping[str, str | EllipsisType], known: 
     paths = paths_of(tree)
     rest = [label for label, pattern in patterns.items() if pattern is ...]
     named = {label: pattern for label, pattern in patterns.items() if isinstance(pattern, str)}
-    for label, pattern in named.items():
-        if not any(re.fullmatch(pattern, path) for path in paths):
-            raise ValueError(f"labels: the pattern {pattern!r} of {label!r} matches none of {len(paths)} leaves")
+    idle = {k: pattern for k, pattern in named.items() if not any(re.fullmatch(pattern, path) for path in paths)}
+    expect(not idle, "labels", f"patterns that match some of {len(paths)} leaves", f"others: {idle}")
 
     def label_of(path: str) -> str:
         claims = [k for k, pattern in named.items() if re.fullmatch(pattern, path)] or rest or [path.split("/")[0]]
@@ -195,10 +196,6 @@ def _guarded(tree: PyTree) -> PyTree:
     return (tree,) if callable(tree) else tree
 
 
-def _unguarded(updates: PyTree, tree: PyTree) -> PyTree:
-    return updates[0] if callable(tree) else updates
-
-
 def _tolerant(tx: Any) -> optax.GradientTransformation:
     """`tx`, given ``value`` only if it takes it."""
     parameters = signature(tx.update).parameters.values()
@@ -208,16 +205,10 @@ def _tolerant(tx: Any) -> optax.GradientTransformation:
 
 
 def _copy(leaf: Any, shape: Any) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf.copy()
-    return jnp.array(leaf, shape.dtype)
+    return leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.array(leaf, shape.dtype)
 
 
 def _hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx` that moves no leaf and keeps its state."""
 
-    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
-        del params
-        return jax.tree.map(jnp.zeros_like, updates), state
-
-    return optax.GradientTransformation(tx.init, update)
+    return optax.GradientTransformation(tx.init, lambda updates, state, _=None: (optax.tree.zeros_like(updates), state))

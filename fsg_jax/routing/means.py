@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fsg_jax._checks import expect
+from fsg_jax.gates.functions import at_least_float32
 from fsg_jax.typing import PyTree
 
 
@@ -30,23 +31,28 @@ def as_means(loss: Any) -> list[Mean]:
     return [term if isinstance(term, Mean) else Mean(term, jnp.ones(())) for term in terms]
 
 
-def mean_of(name: str, found: Any, size: int, valid: Any = None, *, scalar: bool = True) -> Mean:
+def mean_of(name: str, function: Any, outputs: Any, batch: Any, size: int, *, whole: bool = True) -> Mean:
     """The mean over a batch of what a loss or metric gives.
 
+    That is values (size, ...), which are averaged over all other axes first; or ``(values, weights)`` with weights of
+    shape (size,), or of the first axes of the values, for ``sum(weights * values) / sum(weights)``; or a scalar.
+    ``batch["valid"]``, of shape (size,), if it is there, multiplies the weights.
+
     Args:
-      name: of the loss or metric, for messages.
-      found: values (size, ...), which are averaged over all other axes first; or ``(values, weights)`` with weights of
-        shape (size,), or of the first axes of the values, for ``sum(weights * values) / sum(weights)``; or a scalar.
+      name: of the loss or metric.
+      function: ``function(outputs, batch)``.
+      outputs: of the model.
+      batch: of which a mapping may have ``"valid"``.
       size: number of examples.
-      valid: weights (size,) of the examples, or None; they multiply all others.
-      scalar: whether a scalar, which cannot be taken apart, will do.
+      whole: False if the batch is a part of one: then a scalar will not do.
 
     Raises:
       ValueError: another shape; a scalar where rows are masked or the batch is cut.
     """
+    found, name = function(outputs, batch), f"{name} ({getattr(function, '__name__', type(function).__name__)})"
     values, weights = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    values = _at_least_float32(values)
-    if weights is None and values.ndim == 0 and valid is None and scalar:
+    values, valid = at_least_float32(values), valid_rows(batch, size)
+    if weights is None and values.ndim == 0 and valid is None and whole:
         return Mean(values * size, jnp.float32(size))
     why = ", for rows are masked or the batch is cut" if values.ndim == 0 else ""
     expect(values.shape[:1] == (size,), name, f"a value for each example, shape ({size}, ...){why}", values.shape)
@@ -55,16 +61,12 @@ def mean_of(name: str, found: Any, size: int, valid: Any = None, *, scalar: bool
         warnings.warn(f"{name}: found shape {values.shape}; {hint}", stacklevel=2)
     if weights is None:
         values, weights = values.reshape(size, -1).mean(1), jnp.ones(size)
-    weights = _at_least_float32(weights)
+    weights = at_least_float32(weights)
     fits = weights.ndim > 0 and weights.shape == values.shape[: weights.ndim]
     expect(fits, name, f"weights of shape {values.shape} or ({size},)", weights.shape)
     weights = _spread(weights, values) * (1 if valid is None else _spread(valid, values))
     # A value without weight may be NaN, e.g. that of a missing label.
     return Mean(jnp.sum(jnp.where(weights == 0, 0, weights * values)), jnp.sum(weights))
-
-
-def _at_least_float32(values: Any) -> Array:
-    return jnp.asarray(values).astype(jnp.promote_types(jnp.asarray(values).dtype, jnp.float32))
 
 
 def _spread(weights: Array, values: Array) -> Array:

@@ -96,7 +96,7 @@ def reference(gate: Pass, main: Pass, clip: tuple[float | None, float | None] = 
     ]
 
 
-ROUTINGS: dict[str, Callable[..., list[Pass]]] = {
+ROUTINGS: Mapping[str, Any] = {
     "none": single_optimizer,
     "joint": joint,
     "sequential": sequential,
@@ -192,9 +192,8 @@ def routed_update(
             if one.when is None:
                 point, (metrics, new), grads = take(point)
             else:
-                point, (metrics, new) = jax.lax.cond(
-                    one.when(step), lambda p, take=take: take(p)[:2], partial(_skip, take), point
-                )
+                run = partial(lambda take, point: take(point)[:2], take)
+                point, (metrics, new) = jax.lax.cond(one.when(step), run, partial(_skip, run), point)
             norms |= new
         return *point, {**metrics, "grad_norm": norms}
 
@@ -205,14 +204,14 @@ def gate_pass(
     trainable: PyTree, labels: PyTree, chosen: Collection[str] | None, tx: RoutedTransformation, routing: str
 ) -> frozenset[str]:
     """Labels of the gate pass."""
-    collections = trainable if isinstance(trainable, Mapping) and GATES in trainable else {}
-    everything, of_gates = set(jax.tree.leaves(labels)), {GATES} & set(jax.tree.leaves(labels))
+    everything = set(jax.tree.leaves(labels))
+    of_gates = {GATES} & everything
     if chosen is not None:
         expect(everything.issuperset(chosen), "gate_labels", f"labels of leaves, {sorted(everything)}", sorted(chosen))
         return frozenset(chosen)
-    if collections:
+    if isinstance(trainable, Mapping) and GATES in trainable:
         of_gates = set(jax.tree.leaves(labels[GATES]))
-        mixed = of_gates & {k for name in collections if name != GATES for k in jax.tree.leaves(labels[name])}
+        mixed = of_gates & set(jax.tree.leaves({k: v for k, v in labels.items() if k != GATES}))
         expect(
             not mixed or mixed == everything, "labels", "labels of their own for the gates", f"shared {sorted(mixed)}"
         )
@@ -245,9 +244,7 @@ def _skip(take: Callable[..., Any], point: Point) -> tuple[Point, Any]:
     return point, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, point)[1])
 
 
-def gradient(
-    one: Pass, labels: PyTree, point: Point, batch: Batch, key: Key, n: int = 1
-) -> tuple[PyTree, Array, PyTree, dict[str, Array]]:
+def gradient(one: Pass, labels: PyTree, point: Point, batch: Batch, key: Key, n: int = 1) -> tuple[Any, Any, Any, Any]:
     """The gradient of one pass, its loss, the model state that its forward pass gives, and its metrics.
 
     Gradients are None at the leaves that the pass does not differentiate. With ``n > 1`` the batch is cut into n equal
@@ -291,9 +288,8 @@ def gradient(
 
 def _call(loss_fn: LossFn, trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> tuple[Any, Any, Any]:
     """Terms of the loss, new model state, and metrics as `Mean`."""
-    found = loss_fn(trainable, model_state, batch, key)
-    plain = isinstance(found, Mean) or not isinstance(found, tuple)
-    loss, (model_state, metrics) = (found, (model_state, {})) if plain else found
+    found: Any = loss_fn(trainable, model_state, batch, key)
+    loss, (model_state, metrics) = found if type(found) is tuple else (found, (model_state, {}))
     return as_means(loss), model_state, {name: as_means(value)[0] for name, value in metrics.items()}
 
 

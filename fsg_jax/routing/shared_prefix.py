@@ -6,7 +6,7 @@ is not in different ways before it looks for what is equal, and then finds littl
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
@@ -16,9 +16,7 @@ from fsg_jax.typing import PyTree
 _FIXED, _BEFORE, _AFTER = range(3)
 
 
-def share_prefix(
-    forward: Callable[[PyTree, PyTree], Any], moves: PyTree, trainable: PyTree, inputs: PyTree
-) -> Callable[..., Any]:
+def share_prefix(forward: Callable[..., Any], moves: PyTree, trainable: PyTree, inputs: PyTree) -> Callable[..., Any]:
     """Returns ``f(trainable, ...) = forward(trainable, inputs)``, the common part being computed here, once.
 
     The common part is what comes before the first moving leaf. `f` ignores its other arguments. It holds while the
@@ -40,8 +38,8 @@ def share_prefix(
         return forward(whole, inputs)
 
     fixed = part(trainable, False)
-    split = split_at_first_use(run, part(trainable, True), fixed, inputs)
-    boundary, pull_back = jax.vjp(lambda fixed: split.before(fixed, inputs), fixed)
+    before, after = split_at_first_use(run, part(trainable, True), fixed, inputs)
+    boundary, pull_back = jax.vjp(lambda fixed: before(fixed, inputs), fixed)
 
     @jax.custom_vjp
     def prefix(fixed: PyTree) -> list[jax.Array]:
@@ -52,22 +50,15 @@ def share_prefix(
 
     def shared(trainable: PyTree, *_: Any, **__: Any) -> Any:
         fixed = part(trainable, False)
-        return split.after(part(trainable, True), fixed, prefix(fixed))
+        return after(part(trainable, True), fixed, prefix(fixed))
 
     return shared
 
 
-class Split(NamedTuple):
-    """A function ``f(moving, fixed, data)`` in two parts: ``after(moving, fixed, before(fixed, data))`` equals it."""
+def split_at_first_use(f: Callable[..., Any], moving: PyTree, fixed: PyTree, data: PyTree) -> tuple[Any, Any]:
+    """Splits `f` in two, ``f(moving, fixed, data) == after(moving, fixed, before(fixed, data))``; it is traced once.
 
-    before: Callable[[PyTree, PyTree], list[jax.Array]]
-    """Computes everything that depends on `data` and not on `moving`; returns what `after` needs of it."""
-    after: Callable[[PyTree, PyTree, list[jax.Array]], Any]
-    """Computes the rest, and the result."""
-
-
-def split_at_first_use(f: Callable[..., Any], moving: PyTree, fixed: PyTree, data: PyTree) -> Split:
-    """Splits `f` for arguments of these shapes; `f` is traced once.
+    `before` computes everything that depends on `data` and not on `moving`, and returns what `after` needs of it.
 
     What depends on neither `moving` nor `data`, such as a parameter's cast, its gathering from other devices or a
     random mask, is in both parts: it need not be kept between them. A function that JAX does not look into, such as a
@@ -101,15 +92,14 @@ def split_at_first_use(f: Callable[..., Any], moving: PyTree, fixed: PyTree, dat
 
     run_first = _function(jaxpr, closed.consts, [*stays, *reads], boundary, first)
     run_second = _function(jaxpr, closed.consts, [*moves, *stays, *boundary], jaxpr.outvars, second)
-    leaves = jax.tree.leaves
 
     def before(fixed: PyTree, data: PyTree) -> list[jax.Array]:
-        return run_first(*leaves(fixed), *leaves(data))
+        return run_first(*jax.tree.leaves((fixed, data)))
 
     def after(moving: PyTree, fixed: PyTree, boundary: list[jax.Array]) -> Any:
-        return jax.tree.unflatten(result, run_second(*leaves(moving), *leaves(fixed), *boundary))
+        return jax.tree.unflatten(result, run_second(*jax.tree.leaves((moving, fixed)), *boundary))
 
-    return Split(before, after)
+    return before, after
 
 
 def _function(jaxpr: Jaxpr, consts: Any, invars: Any, outvars: Any, eqns: Any) -> Callable[..., list[jax.Array]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fsg_jax._checks import expect
 from fsg_jax.routing.means import Mean, mean_of, valid_rows
-from fsg_jax.training.inputs import Inputs, batch_size, name_of, select
+from fsg_jax.training.inputs import Inputs, batch_size, select
 from fsg_jax.training.state import TrainState, gather_leaves
 from fsg_jax.typing import Batch, Loss, Transform
 
@@ -74,11 +74,7 @@ def make_eval_step(
         outputs, captured = state.forward.evaluate(variables, arguments, capture)
         valid = valid_rows(batch, size)
         count = jnp.int32(size) if valid is None else jnp.sum(valid != 0)
-        return (
-            {k: mean_of(name_of(f, k), f(outputs, batch), size, valid) for k, f in functions.items()},
-            count,
-            captured,
-        )
+        return {k: mean_of(k, f, outputs, batch, size) for k, f in functions.items()}, count, captured
 
     return EvalStep(jax.jit(sums) if jit else sums, capture)
 

@@ -40,9 +40,3 @@ def batch_size(arguments: tuple[Any, ...]) -> int:
     sizes = [leaf.shape[0] for leaf in jax.tree.leaves(arguments) if jnp.ndim(leaf)]
     expect(sizes, "inputs", "an array whose first axis is the batch", "none")
     return sizes[0]
-
-
-def name_of(function: Any, label: str) -> str:
-    """Name of a loss or metric for messages."""
-    name = getattr(function, "__name__", type(function).__name__)
-    return label if name == "<lambda>" else f"{label} ({name})"

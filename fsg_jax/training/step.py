@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from fsg_jax.gates.summary import gate_values, summarise
-from fsg_jax.routing.means import like, mean_of, valid_rows
-from fsg_jax.routing.modes import LossFn, Pass, gate_pass, routed_update
+from fsg_jax.routing.means import like, mean_of
+from fsg_jax.routing.modes import Pass, gate_pass, routed_update
 from fsg_jax.routing.shared_prefix import share_prefix
-from fsg_jax.training.inputs import Inputs, batch_size, name_of, select
+from fsg_jax.training.inputs import Inputs, batch_size, select
 from fsg_jax.training.state import TrainState, gather_leaves
 from fsg_jax.typing import GATE_STEP, GATES, Batch, Key, Loss, Metrics, Penalty, PyTree, Transform
 
@@ -83,10 +83,10 @@ def make_train_step(
         of another shape, which is named.
     """
     routed = partial(
-        routed_update, routing=routing, gate_labels=gate_labels, gate_every=gate_every, gate_when=gate_when
+        routed_update, routing=routing, gate_labels=gate_labels, accumulate=accumulate, clip=reference_clip
     )
-    routed = partial(routed, accumulate=accumulate, clip=reference_clip)
-    routed(_unused, optax.identity(), passes=passes)  # checks the options
+    routed = partial(routed, gate_every=gate_every, gate_when=gate_when)
+    routed(lambda *_: (0.0, ({}, {})), optax.identity(), passes=passes)  # checks the options
     prepare: Callable[..., Batch] = transform or (lambda _, batch: batch)
     cut = accumulate > 1
 
@@ -109,35 +109,21 @@ def make_train_step(
             fixed = partial(forward, model_state=state.model_state, key=model_key)
             apply = share_prefix(fixed, moves, trainable, select(inputs, batch))
 
-        def fn(loss: Loss, penalty: Penalty | None = None, metrics: Mapping[str, Loss] | None = None) -> LossFn:
+        def fn(
+            loss: Any, penalty: Any, metrics: Any, trainable: PyTree, model_state: PyTree, batch: Any, key: Key
+        ) -> Any:
             """What a pass minimises, ``mean loss + penalty``, and the metrics of its outputs."""
-
-            def loss_fn(trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> Any:
-                arguments = select(inputs, batch)
-                size = batch_size(arguments)
-                valid = valid_rows(batch, size)
-                outputs, model_state = apply(trainable, arguments, model_state, key)
-                means = {
-                    name: mean_of(name_of(f, name), f(outputs, batch), size, valid, scalar=not cut)
-                    for name, f in {"loss": loss, **(metrics or {})}.items()
-                }
-                terms = [means["loss"]] + (
-                    [] if penalty is None else [_penalty(penalty, trainable.get(GATES, {}), state)]
-                )
-                return terms, (model_state, means)
-
-            return loss_fn
+            arguments = select(inputs, batch)
+            outputs, model_state = apply(trainable, arguments, model_state, key)
+            functions, size = {"loss": loss, **(metrics or {})}, batch_size(arguments)
+            means = {k: mean_of(k, f, outputs, batch, size, whole=not cut) for k, f in functions.items()}
+            terms = [] if penalty is None else [_penalty(penalty, trainable.get(GATES, {}), state)]
+            return [means["loss"], *terms], (model_state, means)
 
         together = routing in ("none", "joint") and gate_loss is None and gate_batch is None
-        of_gates = set(jax.tree.leaves(labels.get(GATES, {})))
-        own = passes and [
-            one._replace(loss=fn(one.loss or loss, penalty if of_gates & set(one.labels) else None, metrics))
-            for one in passes
-        ]
-        main, gate = (
-            fn(loss, penalty if together else None, metrics),
-            None if together else fn(gate_loss or loss, penalty),
-        )
+        own = passes and [one._replace(loss=partial(fn, one.loss or loss, penalty, metrics)) for one in passes]
+        main = partial(fn, loss, penalty if together else None, metrics)
+        gate = None if together else partial(fn, gate_loss or loss, penalty, None)
         update = routed(main, tx, gate_loss_fn=gate, passes=own)
         point = update(trainable, state.opt_state, state.model_state, batch, model_key, held_out, state.step)
         new = _advance(state, *point[:3])
@@ -145,10 +131,6 @@ def make_train_step(
         return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings), values
 
     return jax.jit(step, donate_argnums=0) if jit else step
-
-
-def _unused(*_: Any) -> Any:
-    raise NotImplementedError
 
 
 def _penalty(penalty: Penalty, gates: PyTree, state: TrainState) -> Any:

@@ -13,13 +13,13 @@ from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fsg_jax._checks import expect
-from fsg_jax.gates.functions import Kind, Squashing, get_squashing
-from fsg_jax.gates.kinds import find_gate_kinds
-from fsg_jax.gates.summary import flat_gates, rule_of, split_name
+from fsg_jax.gates.functions import Kind
+from fsg_jax.linen.forward import Forward, ModeArguments, Watch, find_flag
+from fsg_jax.linen.gate_kinds import find_gate_kinds
 from fsg_jax.routing.labels import RoutedTransformation, as_routed, paths_of
-from fsg_jax.training.forward import Forward, ModeArguments, Watch, find_flag
+from fsg_jax.training.new_state import new_state, strong
 from fsg_jax.training.state import TrainState
-from fsg_jax.typing import GATES, GateKinds, Key, PyTree
+from fsg_jax.typing import GATES, Key, PyTree
 
 
 def init_state(
@@ -81,27 +81,10 @@ def init_state(
         if all_gates.keys() - gates.keys():
             values |= unflatten_dict(flatten_dict({GATES: init(init_key, *inputs)[GATES]}) | gates)
         _check_fit(values, settled)
-    values = jax.tree.map(lambda shape, leaf: _strong(leaf, shape.dtype), settled, {k: values[k] for k in settled})
+    values = jax.tree.map(lambda shape, leaf: strong(leaf, shape.dtype), settled, {k: values[k] for k in settled})
     if GATES in tx.transforms and GATES not in values and getattr(model, "gate", model) is not None:
         warnings.warn("labels: the label 'gates' has no leaves, for the model has no gates", stacklevel=2)
     return new_state(forward, tx, rng, values, kinds, ema_decay)
-
-
-def new_state(
-    forward: Any,
-    tx: RoutedTransformation,
-    rng: Key,
-    variables: dict[str, PyTree],
-    kinds: GateKinds,
-    ema_decay: float | None,
-) -> TrainState:
-    """The state at step 0 with copies of `variables`. Raises ValueError as `init_state`."""
-    expect(ema_decay is None or 0 < ema_decay < 1, "ema_decay", "a number in (0, 1) or None", ema_decay)
-    values = jax.tree.map(lambda leaf: _strong(leaf, leaf.dtype), variables)
-    leaves = {k: v for k, v in values.items() if k in forward.trainable}
-    _warn_dead(leaves, kinds, tx)
-    ema = None if ema_decay is None else jax.tree.map(lambda leaf: _strong(leaf, _average_dtype(leaf)), values)
-    return TrainState(jnp.zeros((), jnp.int32), values, tx.init(leaves), rng, ema, forward, tx, kinds, ema_decay)
 
 
 def _settle(forward: Forward, tx: RoutedTransformation, shapes: dict[str, PyTree], inputs: Any) -> dict[str, PyTree]:
@@ -157,29 +140,3 @@ def _check_fit(values: dict[str, PyTree], shapes: dict[str, PyTree]) -> None:
         if wanted.get(path) != found.get(path)
     ]
     expect(not lines, "variables", "those of the model", f"{len(lines)} others: {'; '.join(lines)}")
-
-
-def _warn_dead(leaves: dict[str, PyTree], kinds: GateKinds, tx: RoutedTransformation) -> None:
-    """Warns of gates that start where their kind has no gradient, and so never move."""
-    gates, dead = leaves.get(GATES, {}), []
-    labels = flatten_dict(tx.labels(leaves).get(GATES, {}), sep="/")
-    moving = {split_name(path) for path, label in labels.items() if label not in tx.frozen}
-    concrete = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(gates))
-    for name, logits, kind in flat_gates(gates, kinds) if concrete else []:
-        drawn = isinstance(kind, str | Squashing) and get_squashing(kind).sample is not None
-        if kind in ("sigmoid", "straight_through") or drawn or name.split("[")[0] not in moving:
-            continue
-        slopes = jax.grad(lambda g, kind=kind: jnp.sum(rule_of(kind)(g)))(logits.astype(jnp.float32))
-        if count := int(jnp.sum(slopes == 0)):
-            dead.append(f"{count} of {logits.size} of {name!r}")
-    if dead:
-        warnings.warn(f"gates start where their kind has no gradient, and never move: {', '.join(dead)}", stacklevel=3)
-
-
-def _strong(leaf: Any, dtype: Any) -> Any:
-    """A copy in this dtype, not weakly typed."""
-    return leaf.copy() if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.array(leaf, dtype)
-
-
-def _average_dtype(leaf: Any) -> Any:
-    return jnp.promote_types(leaf.dtype, jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
