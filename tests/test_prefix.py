@@ -39,29 +39,29 @@ def mixed_arguments():
 
 def test_the_split_make_up_the_whole():
     moving, fixed, data = mixed_arguments()
-    split = split_at_first_use(mixed, moving, fixed, data)
+    before, after = split_at_first_use(mixed, moving, fixed, data)
     other = {"g": jnp.array([-1.0, 0.0, 2.0, 0.5])}
     for values in (moving, other):
-        got = split.after(values, fixed, split.before(fixed, data))
+        got = after(values, fixed, before(fixed, data))
         jax.tree.map(np.testing.assert_array_equal, got, mixed(values, fixed, data))
 
 
 def test_the_first_half_does_all_that_does_not_wait_for_what_moves():
     moving, fixed, data = mixed_arguments()
-    split = split_at_first_use(mixed, moving, fixed, data)
-    boundary = split.before(fixed, data)
-    after = str(jax.make_jaxpr(split.after)(moving, fixed, boundary))
-    assert after.count("dot_general") == 1
-    assert str(jax.make_jaxpr(split.before)(fixed, data)).count("dot_general") == 1
-    assert "gather" not in after
+    before, after = split_at_first_use(mixed, moving, fixed, data)
+    boundary = before(fixed, data)
+    second = str(jax.make_jaxpr(after)(moving, fixed, boundary))
+    assert second.count("dot_general") == 1
+    assert str(jax.make_jaxpr(before)(fixed, data)).count("dot_general") == 1
+    assert "gather" not in second
 
 
 def test_what_moves_may_come_first_or_not_at_all():
     gate, weight, x = jnp.ones((1, 2)), jnp.eye(2), jnp.ones((3, 2))
-    at_once = split_at_first_use(lambda g, w, x: (x * g) @ w, gate, weight, x)
-    np.testing.assert_array_equal(at_once.after(2 * gate, weight, at_once.before(weight, x)), 2 * x)
-    never = split_at_first_use(lambda g, w, x: x @ w, gate, weight, x)
-    np.testing.assert_array_equal(never.after(gate, weight, never.before(weight, x)), x)
+    before, after = split_at_first_use(lambda g, w, x: (x * g) @ w, gate, weight, x)
+    np.testing.assert_array_equal(after(2 * gate, weight, before(weight, x)), 2 * x)
+    before, after = split_at_first_use(lambda g, w, x: x @ w, gate, weight, x)
+    np.testing.assert_array_equal(after(gate, weight, before(weight, x)), x)
 
 
 class Counting(nn.Module):

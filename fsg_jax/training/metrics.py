@@ -97,7 +97,7 @@ def outside(labels: Int[Array, "*batch"], classes: int) -> Bool[Array, "*batch"]
     return (labels < 0) | (labels >= classes)
 
 
-def without(ignore: int | None, values: Float[Array, "*batch"], labels: Array) -> Any:
+def without(ignore: int | None, values: Float[Array, "*batch"], labels: Any) -> Any:
     """`values`, or if a label is to be ignored ``(values, weights)`` with a weight of 0 where it stands."""
     return values if ignore is None else (values, (jnp.asarray(labels) != ignore).astype(jnp.float32))
 

@@ -82,10 +82,8 @@ def make_train_step(
       ValueError: as `fsg_jax.routing.routed_update`. In the step: a key that the batch does not have; a loss or metric
         of another shape, which is named.
     """
-    routed = partial(
-        routed_update, routing=routing, gate_labels=gate_labels, accumulate=accumulate, clip=reference_clip
-    )
-    routed = partial(routed, gate_every=gate_every, gate_when=gate_when)
+    routed = partial(routed_update, routing=routing, gate_labels=gate_labels, accumulate=accumulate)
+    routed = partial(routed, gate_every=gate_every, gate_when=gate_when, clip=reference_clip)
     routed(lambda *_: (0.0, ({}, {})), optax.identity(), passes=passes)  # checks the options
     prepare: Callable[..., Batch] = transform or (lambda _, batch: batch)
     cut = accumulate > 1
@@ -109,9 +107,7 @@ def make_train_step(
             fixed = partial(forward, model_state=state.model_state, key=model_key)
             apply = share_prefix(fixed, moves, trainable, select(inputs, batch))
 
-        def fn(
-            loss: Any, penalty: Any, metrics: Any, trainable: PyTree, model_state: PyTree, batch: Any, key: Key
-        ) -> Any:
+        def fn(loss: Any, penalty: Any, metrics: Any, trainable: Any, model_state: Any, batch: Any, key: Key) -> Any:
             """What a pass minimises, ``mean loss + penalty``, and the metrics of its outputs."""
             arguments = select(inputs, batch)
             outputs, model_state = apply(trainable, arguments, model_state, key)
