@@ -6,16 +6,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
-
-import tyro
 
 from experiments.errors import UserError
 from fsg_jax._checks import check_choice, check_integer, check_nonnegative, check_positive, check_rates, look_up
 
 if TYPE_CHECKING:
+    from tyro.conf import Suppress
+
     from experiments.task import Task
+else:
+    try:
+        from tyro.conf import Suppress
+    except ImportError:  # where no command line is parsed
+        Suppress = Annotated[TypeVar("T"), None]
 
 
 def at_least(low: int) -> Callable[..., None]:
@@ -197,9 +202,9 @@ class BaseExperiment(ABC):
     gate: Gate = field(default_factory=Gate)
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
-    arm: tyro.conf.Suppress[Arm] = field(default_factory=Arm)
+    arm: Suppress[Arm] = field(default_factory=Arm)
     """Of a run, from `in_arm`."""
-    added_arms: tyro.conf.Suppress[tuple[AddedArm, ...]] = ()
+    added_arms: Suppress[tuple[AddedArm, ...]] = ()
 
     default_seeds: ClassVar[int] = 3
     """Number of seeds of an ablation."""

@@ -39,6 +39,7 @@ TX = fsg.routed(
 )
 NORMALIZE = augment.normalize(0.5, 0.25)
 AUGMENT = augment.chain(augment.random_crop(2), augment.random_flip(), NORMALIZE)
+MASKED = augment.chain(AUGMENT, lambda key, data: {**data, "valid": jnp.arange(16) % 3 > 0})
 MIXUP = augment.chain(AUGMENT, augment.mixup(0.4, 8))
 
 
@@ -178,6 +179,7 @@ CHECKS = {
     "vit joint": lambda folder: compare("vit", "joint", make_mesh()),
     "vit every": lambda folder: compare("vit", "sequential", make_mesh(), gate_every=2),
     "vit accumulate": lambda folder: compare("vit", "joint", make_mesh(), accumulate=2),
+    "vit masked": lambda folder: compare("vit", "sequential", make_mesh(), transform=MASKED, accumulate=2),
     "vit mixup": lambda folder: compare("vit", "joint", make_mesh(), transform=MIXUP),
     "vit fsdp": lambda folder: compare("vit", "sequential", make_mesh(fsdp=4)),
     "resnet fsdp": lambda folder: compare("resnet", "joint", make_mesh(fsdp=8)),

@@ -212,6 +212,7 @@ def initial_weights(experiment: BaseExperiment, *arms: str) -> dict[str, list[di
     return found
 
 
+@pytest.mark.slow
 def test_weights_are_shared_wherever_the_trees_agree():
     experiment = add_arm(tiny.digits(), "deep", "model.depth=2")
     experiment = add_arm(experiment, "coarse", "model.patch_size=8", "from=fsg_gr")

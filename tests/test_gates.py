@@ -1,6 +1,7 @@
 """Gates: equations, gradients, initialisation, errors, NNX."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from toy import Mlp, new_state
 
 import fsg_jax as fsg
 from fsg_jax.gates.functions import SQUASHINGS, sample_hard_concrete, squash
@@ -178,3 +180,53 @@ def test_a_bridged_gate_has_the_variable_type_of_an_nnx_one():
     np.testing.assert_allclose(gate(x), x * jax.nn.sigmoid(state["logits"])[None], rtol=1e-6)
     leaves = jax.tree.leaves(nnx.state(gate), is_leaf=lambda v: isinstance(v, nnx.Variable))
     assert logits_type in {type(leaf) for leaf in leaves}
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])
+@pytest.mark.parametrize("gate", [fsg.Gate, fsg.SqueezeExcite, fsg.EfficientChannelAttention])
+def test_integers_are_refused(gate, dtype):
+    with pytest.raises(ValueError, match=f"floating-point values, found {jnp.dtype(dtype)}"):
+        gate().init(jax.random.key(0), jnp.ones((2, 4), dtype))
+
+
+@pytest.mark.parametrize("kind", [k for k in SQUASHINGS if k != "sigmoid"])
+def test_the_default_init_is_open_and_alive(kind):
+    gate, x = fsg.Gate(kind=kind), jnp.ones((1, 6))
+    variables = gate.init(jax.random.key(0), x)
+    np.testing.assert_allclose(gate.apply(variables, x), 1, atol=0.025)
+    slopes = jax.grad(lambda v: jnp.sum(gate.apply(v, x)))(variables)["gates"]["logits"]
+    assert np.all(np.abs(slopes) > 0.01)
+
+
+def test_the_default_init_of_sigmoid_and_functions_is_xavier():
+    x, key = jnp.ones((1, 6)), jax.random.key(0)
+    wanted = fsg.Gate(logits_init="xavier").init(key, x)
+    for kind in ("sigmoid", jnp.tanh):
+        jax.tree.map(np.testing.assert_array_equal, fsg.Gate(kind=kind).init(key, x), wanted)
+
+
+def test_a_dead_init_is_refused_or_warned_of():
+    for init in ("xavier", "he"):
+        with pytest.raises(ValueError, match=r"logits_init.*'relu'.*'open'"):
+            fsg.Gate(kind="relu", logits_init=init).init(jax.random.key(0), jnp.ones((1, 6)))
+    gate = partial(fsg.Gate, kind="relu", logits_init=lambda key, shape: jnp.linspace(-1.0, 1.0, *shape))
+    with pytest.warns(UserWarning, match="3 of 6 of 'gate'"):
+        new_state(Mlp(gate=gate))
+
+
+def test_a_temperature_divides_the_logits():
+    gate, x = fsg.Gate(temperature=0.25), jnp.ones((1, 6))
+    variables = gate.init(jax.random.key(0), x)
+    np.testing.assert_allclose(gate.apply(variables, x)[0], jax.nn.sigmoid(4 * variables["gates"]["logits"]), rtol=1e-6)
+    opened = fsg.Gate(kind="hard_concrete", temperature=0.25)
+    np.testing.assert_allclose(opened.apply(opened.init(jax.random.key(0), x), x), 0.98, atol=1e-3)
+    with pytest.raises(ValueError, match="temperature"):
+        fsg.Gate(temperature=0.0).init(jax.random.key(0), x)
+
+
+def test_logits_of_bfloat16_are_squashed_and_drawn_in_float32():
+    logits = jnp.linspace(-3, 3, 7).astype(jnp.bfloat16)
+    assert squash(logits).dtype == jnp.float32
+    draws = squash(jnp.zeros(10_000, jnp.bfloat16), "hard_concrete", key=jax.random.key(0), train=True)
+    assert np.all(np.isfinite(draws))
+    np.testing.assert_allclose(jnp.mean(draws), 0.5, atol=0.02)

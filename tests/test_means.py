@@ -50,8 +50,7 @@ def test_every_shape_has_the_same_mean_in_training_and_evaluation(loss):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
-@pytest.mark.parametrize("routing", ["joint", "sequential"])
-@pytest.mark.parametrize("accumulate", [2, 4, 8])
+@pytest.mark.parametrize(("routing", "accumulate"), [("joint", 8), ("sequential", 2)])
 def test_a_masked_mean_does_not_depend_on_how_the_batch_is_cut(routing, accumulate):
     """Also where a part has no weight at all."""
     expected = stepped(masked, routing=routing, evaluate=False)

@@ -26,7 +26,8 @@ each_attention_gate = pytest.mark.parametrize(
     ("name", "gate"),
     [
         ("resnet18", SqueezeExcite),
-        *((name, EfficientChannelAttention) for name in ("resnet18", "resnet50", "vit_tiny")),
+        ("vit_tiny", EfficientChannelAttention),
+        *(pytest.param(name, EfficientChannelAttention, marks=pytest.mark.slow) for name in ("resnet18", "resnet50")),
         *(pytest.param(name, SqueezeExcite, marks=pytest.mark.slow) for name in ("resnet50", "vit_tiny")),
     ],
 )

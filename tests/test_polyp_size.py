@@ -225,6 +225,7 @@ def test_options_of_polyps():
     assert args.experiment.data.index == (Path("a"), Path("b"))
 
 
+@pytest.mark.slow
 def test_polyps_are_ablated_and_searched(folders, tmp_path):
     """The front door: the same commands as for images."""
     config = change(experiment(folders["sun"]), {"train.epochs": 1, "optimizer.warmup_epochs": 0.0})

@@ -1,10 +1,13 @@
 """The public face: the README's code runs, the light install imports, nothing is printed."""
 
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 import fsg_jax as fsg
@@ -23,13 +26,20 @@ def test_readme_code_runs(capsys):
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["metrics"]["loss"] > 0
-    assert fsg.gate_summary(namespace["state"])
+    assert np.flatnonzero(fsg.selected(namespace["state"])["features"]).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_every_public_name_exists_and_has_a_docstring():
     for name in fsg.__all__:
         thing = getattr(fsg, name)
         assert name.isupper() or name in ("TrainStep", "EvalStep") or thing.__doc__, name
+
+
+def test_no_public_name_hides_a_module():
+    for package in [fsg, *(m for m in vars(fsg).values() if isinstance(m, ModuleType) and hasattr(m, "__path__"))]:
+        for module in pkgutil.iter_modules(package.__path__):
+            found = getattr(package, module.name, None)
+            assert found is None or isinstance(found, ModuleType), f"{package.__name__}.{module.name}"
 
 
 def test_import_is_light():

@@ -9,6 +9,7 @@ import pytest
 from toy import Mlp, batch, new_state, train_step, two_optimizers
 
 import fsg_jax as fsg
+from fsg_jax.routing import Pass
 
 
 class Scalar(nn.Module):
@@ -265,3 +266,37 @@ def test_none_with_two_optimizers_warns():
 def test_none_has_no_gate_loss():
     with pytest.raises(ValueError, match="gate_loss"):
         train_step("none", gate_loss=fsg.losses.cross_entropy)(new_state(tx=optax.sgd(0.1)), batch())
+
+
+def test_passes_of_ones_own_are_those_of_sequential():
+    data, model = batch(), Mlp(batch_norm=True, dropout=0.5)
+    passes = (Pass(("gates",)), Pass(("params",)))
+    states, penalty = [], fsg.gate_penalty("l1", 0.1)
+    for options in ({"passes": passes}, {}):
+        state = new_state(model)
+        for _ in range(2):
+            state, metrics = train_step("sequential", penalty=penalty, **options)(state, data)
+        states.append((state.variables, metrics))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *states)
+
+
+def test_a_pass_may_have_a_loss_of_its_own():
+    def doubled(outputs, batch):
+        return 2 * fsg.losses.squared_error(outputs, batch)
+
+    w, g = W0, G0
+    for _ in range(3):
+        g -= GATE_RATE * 2 * gradients(w, g)[1]
+        w -= RATE * gradients(w, g)[0]
+    got = run_scalar("sequential", passes=(Pass({"gates"}, doubled), Pass({"params"})))
+    np.testing.assert_allclose(got, (w, g), rtol=1e-5, atol=1e-6)
+
+
+def test_gates_may_start_late():
+    w, g = W0, G0
+    for t in range(4):
+        if t % 2 == 0 and t >= 1:
+            g -= GATE_RATE * gradients(w, g)[1]
+        w -= RATE * gradients(w, g)[0]
+    got = run_scalar("sequential", steps=4, gate_every=2, gate_when=lambda step: step >= 1)
+    np.testing.assert_allclose(got, (w, g), rtol=1e-5, atol=1e-6)

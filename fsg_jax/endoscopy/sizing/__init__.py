@@ -2,7 +2,6 @@
 
 from fsg_jax.endoscopy.sizing.aggregate import PolypPredictions, aggregate_probabilities, aggregate_sizes
 from fsg_jax.endoscopy.sizing.baselines import fit_box_area, fit_mean, relative_area
-from fsg_jax.endoscopy.sizing.bootstrap import Interval, bootstrap, paired_difference
 from fsg_jax.endoscopy.sizing.classes import (
     BINARY_5,
     BINARY_10,
@@ -14,6 +13,7 @@ from fsg_jax.endoscopy.sizing.classes import (
     get_scheme,
     make_scheme,
 )
+from fsg_jax.endoscopy.sizing.intervals import Interval, bootstrap, paired_difference
 from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, RANGE_MM, mm_to_unit, unit_to_mm
 from fsg_jax.endoscopy.sizing.size_losses import ordinal_loss, size_cross_entropy, weighted_regression_loss
 from fsg_jax.endoscopy.sizing.size_metrics import (
