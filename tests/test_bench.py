@@ -48,6 +48,7 @@ def run(settings, suite, out):
     return {(row["side"]): row for row in rows if row["suite"] == suite}
 
 
+@pytest.mark.slow
 def test_models(tmp_path):
     rows = run(VIT, "models", tmp_path)
     plain, routed = rows["fsg_jax plain"], rows["fsg_jax sequential"]

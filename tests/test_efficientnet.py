@@ -89,6 +89,7 @@ def in_training(model, variables, *kept):
     return run(variables)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_drops_only_branches_that_have_a_shortcut():
     model = tiny(num_classes=0, drop_path=0.75)
     variables = random_variables(model)
@@ -105,6 +106,7 @@ def test_stochastic_depth_drops_only_branches_that_have_a_shortcut():
     np.testing.assert_allclose(jax.jit(model.apply)(variables, images()), evaluated, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_thins_the_features():
     noisy, plain = tiny(num_classes=0, stages=ONE, dropout=0.5), tiny(num_classes=0, stages=ONE)
     variables = random_variables(plain)
@@ -113,6 +115,7 @@ def test_dropout_thins_the_features():
     assert 0.3 < np.mean(np.asarray(out) == 0) < 0.7
 
 
+@pytest.mark.slow
 def test_convolutions_start_by_fan_out(key):
     stages = (Stage(4, 32, 1, 3, 1),)
     params = jax.jit(tiny(stages=stages, stem_features=32, features=64).init)(key, images())["params"]
