@@ -34,7 +34,7 @@ Metrics: TypeAlias = dict[str, Any]
 
 Loss: TypeAlias = Callable[[Any, Batch], Any]
 """``loss(outputs, batch)``: values (batch, ...), or ``(values, weights)``, or their mean, (); see
-`fsg_jax.training.reduction`."""
+`fsg_jax.routing.means`."""
 
 GateKinds: TypeAlias = tuple[tuple[str, Any], ...]
 """``(name, kind)`` of every leaf of gate logits, in the order of the forward pass; see `fsg_jax.gates.summary`."""

@@ -28,7 +28,10 @@ def make_batch(dtype=np.float32, count=10):
     return {"image": images, "label": np.arange(count) % 5, "index": np.arange(count)}
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+SLOW = ("trivial_augment", "mixup_or_cutmix")  # one operation after another
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in TRANSFORMS])
 def test_jit_changes_nothing(key, name):
     batch = make_batch()
     eager, jitted = TRANSFORMS[name](key, batch), jax.jit(TRANSFORMS[name])(key, batch)

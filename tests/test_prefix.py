@@ -155,7 +155,7 @@ def assert_shared_equals_apart(model, data, tolerance=1e-5, **options):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b)
 
 
-SLOW = ("resnet, gates in every block, rematerialised", "vit", "vit, bfloat16")
+SLOW = ("resnet", "resnet, gates in every block, rematerialised", "vit", "vit, bfloat16")
 
 
 @pytest.mark.parametrize(
