@@ -16,10 +16,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") and version("jaxlib").startswith("0.10."):
     # XLA's older code generator compiles small programs in a third of the time; without AVX2 it does not fuse a product
-    # and a sum into one rounding, here but not there. There are as many workers as cores. A jaxlib without the flags
-    # would stop.
-    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX --xla_cpu_multi_thread_eigen=false"
-    os.environ.setdefault("XLA_FLAGS", f"{flags} --xla_cpu_parallel_codegen_split_count=1")
+    # and a sum into one rounding, here but not there. A jaxlib without the flags would stop.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX")
 
 import jax
 import pytest
