@@ -58,6 +58,15 @@ def test_a_masked_mean_does_not_depend_on_how_the_batch_is_cut(routing, accumula
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got[:3], expected[:3])
 
 
+def test_the_weights_of_a_cut_batch_cost_no_forward_pass():
+    """The loop that adds them up has no matrix product of its own."""
+    products = [
+        fsg.make_train_step(masked, "joint", accumulate=n).lower(new_state(), DATA).compile().as_text().count(" dot(")
+        for n in (1, 2)
+    ]
+    assert products[0] == products[1] > 0
+
+
 def test_valid_multiplies_the_weights():
     valid = {**DATA, "valid": WEIGHTS > 0}
     ones = {k: v[WEIGHTS > 0] for k, v in DATA.items()}

@@ -80,15 +80,18 @@ def test_held_out_gate_batch_in_float64(routing):
     np.testing.assert_allclose(run_scalar(routing, gate_batch=held_out), (w, g), rtol=1e-5, atol=1e-6)
 
 
-def test_gate_loss_moves_the_gates_alone():
-    def doubled(outputs, batch):
-        return 2 * fsg.losses.squared_error(outputs, batch)
+def doubled(outputs, batch):
+    return 2 * fsg.losses.squared_error(outputs, batch)
 
+
+@pytest.mark.parametrize("options", [{"gate_loss": doubled}, {"passes": (Pass({"gates"}, doubled), Pass({"params"}))}])
+def test_gate_loss_moves_the_gates_alone(options):
+    """As an option of the mode, and as the loss of a pass of one's own."""
     w, g = W0, G0
     for _ in range(3):
         g -= GATE_RATE * 2 * gradients(w, g)[1]
         w -= RATE * gradients(w, g)[0]
-    np.testing.assert_allclose(run_scalar("sequential", gate_loss=doubled), (w, g), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run_scalar("sequential", **options), (w, g), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("routing", ["joint", "sequential"])
@@ -278,18 +281,6 @@ def test_passes_of_ones_own_are_those_of_sequential():
             state, metrics = train_step("sequential", penalty=penalty, **options)(state, data)
         states.append((state.variables, metrics))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *states)
-
-
-def test_a_pass_may_have_a_loss_of_its_own():
-    def doubled(outputs, batch):
-        return 2 * fsg.losses.squared_error(outputs, batch)
-
-    w, g = W0, G0
-    for _ in range(3):
-        g -= GATE_RATE * 2 * gradients(w, g)[1]
-        w -= RATE * gradients(w, g)[0]
-    got = run_scalar("sequential", passes=(Pass({"gates"}, doubled), Pass({"params"})))
-    np.testing.assert_allclose(got, (w, g), rtol=1e-5, atol=1e-6)
 
 
 def test_gates_may_start_late():

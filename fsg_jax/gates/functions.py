@@ -1,7 +1,6 @@
 """Squashings: pure functions from gate logits to gate values, shared by every gate of the library.
 
-A gate is a multiplier, ``y = x * s(logits / T)``. This file is the ``s``: one row of `SQUASHINGS` a kind; T is the
-temperature, 1 unless another is given.
+A gate is a multiplier, ``y = x * s(logits)``. This file is the ``s``: one row of `SQUASHINGS` a kind.
 """
 
 from collections.abc import Callable
@@ -84,14 +83,13 @@ def get_squashing(kind: Kind) -> Squashing:
 
 
 def squash(
-    logits: Float[Array, "..."], kind: Kind = "sigmoid", *, temperature: Any = 1.0, key: Any = None, train: bool = False
+    logits: Float[Array, "..."], kind: Kind = "sigmoid", *, key: Key | None = None, train: bool = False
 ) -> Float[Array, "..."]:
     """Gate values of `logits`, same shape, computed in at least float32.
 
     Args:
       logits: any shape.
       kind: see `Kind`.
-      temperature: T > 0 of ``s(logits / T)``; the smaller, the harder is a gate.
       key: random key; needed only by a stochastic kind in training.
       train: draw a stochastic kind at random instead of taking its deterministic value.
 
@@ -99,7 +97,7 @@ def squash(
       ValueError: unknown kind, or a stochastic kind in training without a key.
     """
     rule = get_squashing(kind)
-    logits = at_least_float32(logits) / temperature
+    logits = at_least_float32(logits)
     if not train or rule.sample is None:
         return rule.values(logits)
     if key is None:

@@ -1,7 +1,6 @@
 """Static gates: one learnable logit a channel, kept in the ``"gates"`` collection (Roffo et al. 2024).
 
-Data-dependent gates (`fsg_jax.gates.channel_attention`) keep their
-weights in ``"params"``.
+Data-dependent gates (`fsg_jax.gates.channel_attention`) keep their weights in ``"params"``.
 """
 
 from collections.abc import Callable
@@ -104,8 +103,7 @@ class Gate(nn.Module):
         step: Any = 0
         if callable(self.temperature):
             step = self.variable(GATE_STEP, "step", lambda: jnp.zeros((), jnp.int32)).value
-        key = self.make_rng(GATES) if train and get_squashing(self.kind).sample is not None else None
-        values = self.values(logits / self.temperature_at(step), key)
+        values = self.values(logits / self.temperature_at(step), draw_key(self, train))
         return jnp.asarray(x) * along_axis(values, axis, x.ndim).astype(x.dtype)
 
     def values(self, logits: Float[Array, "..."], key: Key | None = None) -> Float[Array, "..."]:
@@ -132,8 +130,12 @@ def check_floating(x: AnyArray) -> None:
 
 def squash_in(module: nn.Module, logits: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
     """`logits` squashed by ``module.kind``, a stochastic kind in training with a draw of stream ``"gates"``."""
-    key = module.make_rng(GATES) if train and get_squashing(module.kind).sample is not None else None
-    return squash(logits, module.kind, key=key, train=train)
+    return squash(logits, module.kind, key=draw_key(module, train), train=train)
+
+
+def draw_key(module: nn.Module, train: bool) -> Key | None:
+    """A key of stream ``"gates"`` if ``module.kind`` is drawn at random in training, and it trains."""
+    return module.make_rng(GATES) if train and get_squashing(module.kind).sample is not None else None
 
 
 def along_axis(values: Float[Array, " channels"], axis: int, ndim: int) -> Float[Array, "..."]:

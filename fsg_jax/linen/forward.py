@@ -53,11 +53,7 @@ class Forward(NamedTuple):
         return unfreeze(dict(model.init(key, *inputs, **arguments)))
 
     def train(
-        self,
-        variables: dict[str, PyTree],
-        inputs: Sequence[Any],
-        key: Key,
-        tx: RoutedTransformation | None = None,
+        self, variables: dict[str, PyTree], inputs: Sequence[Any], key: Key, tx: RoutedTransformation
     ) -> tuple[Any, dict[str, PyTree]]:
         """Returns outputs and updated model state. BatchNorm in a frozen part of `tx` uses its running statistics."""
         model, arguments = self._mode(True)
@@ -66,12 +62,11 @@ class Forward(NamedTuple):
 
         def hold(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             module = context.module
-            if isinstance(module, nn.BatchNorm) and is_frozen("/".join(("batch_stats", *module.path, "mean"))):
+            if isinstance(module, nn.BatchNorm) and tx.is_frozen("/".join(("batch_stats", *module.path, "mean"))):
                 object.__setattr__(module, "use_running_average", None)
                 kwargs = {**kwargs, "use_running_average": True}
             return next_fun(*args, **kwargs)
 
-        is_frozen = (lambda _: False) if tx is None else tx.is_frozen
         with nn.intercept_methods(hold):
             outputs, state = model.apply(variables, *inputs, rngs=rngs, mutable=mutable, **arguments)
         return outputs, unfreeze(dict(state))

@@ -17,7 +17,8 @@ from fsg_jax.gates.functions import Kind
 from fsg_jax.linen.forward import Forward, ModeArguments, Watch, find_flag
 from fsg_jax.linen.gate_kinds import find_gate_kinds
 from fsg_jax.routing.labels import RoutedTransformation, as_routed, paths_of
-from fsg_jax.training.new_state import new_state, strong
+from fsg_jax.routing.means import like
+from fsg_jax.training.new_state import new_state
 from fsg_jax.training.state import TrainState
 from fsg_jax.typing import GATES, Key, PyTree
 
@@ -81,7 +82,7 @@ def init_state(
         if all_gates.keys() - gates.keys():
             values |= unflatten_dict(flatten_dict({GATES: init(init_key, *inputs)[GATES]}) | gates)
         _check_fit(values, settled)
-    values = jax.tree.map(lambda shape, leaf: strong(leaf, shape.dtype), settled, {k: values[k] for k in settled})
+    values = like({k: values[k] for k in settled}, settled)
     if GATES in tx.transforms and GATES not in values and getattr(model, "gate", model) is not None:
         warnings.warn("labels: the label 'gates' has no leaves, for the model has no gates", stacklevel=2)
     return new_state(forward, tx, rng, values, kinds, ema_decay)

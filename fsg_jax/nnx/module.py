@@ -46,14 +46,14 @@ class NnxForward(NamedTuple):
         )
 
     def train(
-        self, variables: dict[str, PyTree], inputs: Sequence[Any], key: Key, tx: RoutedTransformation | None = None
+        self, variables: dict[str, PyTree], inputs: Sequence[Any], key: Key, tx: RoutedTransformation
     ) -> tuple[Any, dict[str, PyTree]]:
         """Returns outputs and updated model state. Random draws are those of the module's own streams, not of `key`."""
         del key
         module = self.merge(variables)
         for path, part in nnx.iter_modules(module):
             stats = "/".join(("batch_stats", *map(str, path), "mean"))
-            if isinstance(part, nnx.BatchNorm) and tx is not None and tx.is_frozen(stats):
+            if isinstance(part, nnx.BatchNorm) and tx.is_frozen(stats):
                 part.use_running_average = True
         outputs = module(*inputs)
         found = by_collection(nnx.state(module), self.paths)

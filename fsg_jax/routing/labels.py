@@ -15,7 +15,7 @@ from jax.tree_util import keystr, tree_map_with_path
 
 from fsg_jax._checks import expect
 from fsg_jax.routing.equality import content
-from fsg_jax.routing.means import like
+from fsg_jax.routing.means import like, strong
 from fsg_jax.typing import GATES, PyTree
 
 
@@ -60,7 +60,10 @@ class RoutedTransformation:
         expect(not empty, "labels", f"leaves for every label; there are some in {roots}", f"none for {empty}")
         shapes = {label: self._settle(label, labels, _guarded(trainable)) for label in {*self.transforms} - self.frozen}
         state = self._multi_transform(labels).init(_guarded(trainable))
-        inner = {k: jax.tree.map(_copy, s, shapes.get(k, s)) for k, s in state.inner_states.items()}
+        inner = {
+            k: jax.tree.map(lambda x, shape: strong(x, shape.dtype), s, shapes.get(k, s))
+            for k, s in state.inner_states.items()
+        }
         return state._replace(inner_states=inner)
 
     def update(self, grads: PyTree, opt_state: Any, trainable: PyTree, **extra: Any) -> tuple[PyTree, optax.OptState]:
@@ -99,7 +102,6 @@ class RoutedTransformation:
         labels, tree = self.labels(trainable), _guarded(trainable)
         grads = _guarded(jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g, trainable, grads))
         updates, new = self._multi_transform(labels, active).update(grads, opt_state, tree, **extra)
-
         updates = updates[0] if callable(trainable) else updates
 
         def move(label: str, leaf: jax.Array, update: jax.Array) -> jax.Array:
@@ -204,11 +206,6 @@ def _tolerant(tx: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(tx.init, tx.update)
 
 
-def _copy(leaf: Any, shape: Any) -> jax.Array:
-    return leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.array(leaf, shape.dtype)
-
-
 def _hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx` that moves no leaf and keeps its state."""
-
     return optax.GradientTransformation(tx.init, lambda updates, state, _=None: (optax.tree.zeros_like(updates), state))

@@ -90,3 +90,8 @@ def like(new: PyTree, old: PyTree) -> PyTree:
         return new if right else jnp.asarray(new).astype(old.dtype)
 
     return jax.tree.map(cast, old, new)
+
+
+def strong(leaf: Any, dtype: Any) -> Array:
+    """A copy in this dtype, not weakly typed."""
+    return leaf.copy() if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.array(leaf, dtype)

@@ -212,9 +212,7 @@ def gate_pass(
     if isinstance(trainable, Mapping) and GATES in trainable:
         of_gates = set(jax.tree.leaves(labels[GATES]))
         mixed = of_gates & set(jax.tree.leaves({k: v for k, v in labels.items() if k != GATES}))
-        expect(
-            not mixed or mixed == everything, "labels", "labels of their own for the gates", f"shared {sorted(mixed)}"
-        )
+        expect(not mixed or mixed == everything, "labels", "labels of their own for gates", f"shared {sorted(mixed)}")
         found = "one for both; use fsg.routed(params=..., gates=...), or routing='none'"
         expect(
             not (of_gates and mixed) or routing == "none",
@@ -254,7 +252,7 @@ def gradient(one: Pass, labels: PyTree, point: Point, batch: Batch, key: Key, n:
     Raises:
       ValueError: the batch cannot be cut into n equal parts.
     """
-    active = one.labels if one.differentiated is None else one.differentiated
+    active = one.differentiated or frozenset()
 
     def loss(trainable: PyTree, model_state: PyTree, batch: Batch, key: Key, weights: list[Any] | None) -> Any:
         held = jax.tree.map(lambda k, leaf: leaf if k in active else jax.lax.stop_gradient(leaf), labels, trainable)

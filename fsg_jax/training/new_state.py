@@ -11,6 +11,7 @@ from fsg_jax._checks import expect
 from fsg_jax.gates.functions import Squashing, get_squashing
 from fsg_jax.gates.summary import flat_gates, rule_of, split_name
 from fsg_jax.routing.labels import RoutedTransformation
+from fsg_jax.routing.means import strong
 from fsg_jax.training.state import TrainState
 from fsg_jax.typing import GATES, GateKinds, Key, PyTree
 
@@ -42,11 +43,6 @@ def _warn_dead(leaves: dict[str, PyTree], kinds: GateKinds, tx: RoutedTransforma
             dead.append(f"{count} of {logits.size} of {name!r}")
     if dead:
         warnings.warn(f"gates start where their kind has no gradient, and never move: {', '.join(dead)}", stacklevel=3)
-
-
-def strong(leaf: Any, dtype: Any) -> Any:
-    """A copy in this dtype, not weakly typed."""
-    return leaf.copy() if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.array(leaf, dtype)
 
 
 def _average_dtype(leaf: Any) -> Any:
