@@ -1,8 +1,11 @@
-"""Files that are written whole or not at all, and locks between processes."""
+"""Files that are written whole or not at all, and read only if they are what they should be; locks of processes."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,9 @@ from typing import IO, Any
 
 TEMPORARY = ".tmp"
 """Suffix of what is being written; a killed process leaves such a file behind, and nobody reads it."""
+
+LARGEST = 2**28
+"""Bytes of a file that is read at once, 256 MiB; a larger one is none of ours."""
 
 
 class BusyError(RuntimeError):
@@ -49,16 +55,86 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def local(path: str | os.PathLike) -> Path:
+    """The path, with ``~`` expanded.
+
+    Raises:
+      ValueError: it is a URL, such as ``gs://bucket/x``.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text := os.fspath(path)):
+        raise ValueError(f"{text}: expected a path of a local file system, found a URL")
+    return Path(text).expanduser()
+
+
+def check_file(path: str | os.PathLike, limit: int = LARGEST) -> int:
+    """The size of a file in bytes; the file is not opened, so that a pipe does not block.
+
+    Raises:
+      ValueError: it is no regular file, or has more bytes than `limit`.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path}: expected a regular file, found a folder, a pipe or a device")
+    if found.st_size > limit:
+        raise ValueError(f"{path}: expected at most {limit} bytes, found {found.st_size}")
+    return found.st_size
+
+
+def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
+    """The content of a file; raises as `check_file` does."""
+    check_file(path, limit)
+    return path.read_bytes()
+
+
+def read_text(path: Path, limit: int = LARGEST) -> str:
+    """The text of a file; raises as `check_file` does, and ValueError unless it is UTF-8."""
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: expected UTF-8, found {error}") from error
+
+
+def parse_json(text: str | bytes, name: object) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      ValueError: it is none, it is too deep, a key occurs twice in one object, or a string is no Unicode; `name`, and
+        what was found.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+        if "\\ud" in (text if isinstance(text, str) else text.decode()).lower():  # perhaps half of a pair
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged: expected JSON, found {error}") from error
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
+
+
+def read_json(path: Path, limit: int = LARGEST) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      ValueError: the file holds something else; it is named.
+      ValueError: the file holds something else, see `parse_json` and `check_file`; it is named.
     """
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: expected a JSON object, found {error}") from error
+    value = parse_json(read_text(path, limit), path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits; raises as `check_file` does, at any size."""
+    check_file(path, limit=2**63)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
