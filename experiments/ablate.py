@@ -19,11 +19,20 @@ from experiments.config import ARMS, BaseExperiment, Variant, describe
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import summary_table, write_report
 from experiments.run_folder import CONFIG as RUN_CONFIG
-from experiments.run_folder import RESULT, claim_folder, holds, writing_to
+from experiments.run_folder import (
+    RESULT,
+    check_record,
+    claim_folder,
+    config_damage,
+    mend,
+    seal,
+    sound_record,
+    writing_to,
+)
 from experiments.task import make_task
 from experiments.train import train_together
 from fsg_jax._checks import check_integer
-from fsg_jax._files import read_json, write_text
+from fsg_jax._files import read_json, write_json, write_text
 
 CONFIG, RESULTS = "ablation.json", "results.jsonl"
 
@@ -48,13 +57,13 @@ def ablate(args: AblateArgs) -> list[Any]:
     """
     args = with_added_arms(args)
     arms, seeds = args.arms, args.experiment.default_seeds if args.seeds is None else args.seeds
-    check_integer("--seeds", seeds, 1)
+    check_integer("--seeds", seeds, 1, 10_000)
     if not arms or len(set(arms)) < len(arms):
         raise UserError(f"--arms: expected one or more distinct arms, found {' '.join(arms)}")
     variants = args.experiment.variants(args.streams, args.folds)
     tasks = [make_task(variant.experiment, arm) for fold in variants for variant in fold for arm in arms]
     together = tasks[0].seeds_together if args.together is None else args.together
-    check_integer("--together", together, 1)
+    check_integer("--together", together, 1, 10_000)
     groups = list(schedule(variants, arms, seeds, together, args.out))
     devices.on_first(lambda: claim(args.experiment, groups, args.out, args.resume))
     unfinished = Unfinished()
@@ -122,8 +131,8 @@ def run_path(out: Path, arm: str, seed: int, folder: str = "", prefix: str = "")
 
 def collect(out: Path) -> list[Any]:
     """Records of all finished runs, the paths in them relative to `out`; writes ``results.jsonl`` too."""
-    files = [*out.glob(f"*/*/{RESULT}"), *out.glob(f"*/*/*/{RESULT}")]
-    records = sorted((_locate(read_json(file), file.parent.relative_to(out)) for file in files), key=_order)
+    found = [(file, check_record(read_json(file), file)) for file in _files(out, RESULT)]
+    records = sorted((seal(_locate(record, file.parent.relative_to(out))) for file, record in found), key=_order)
     with writing_to(out):
         write_text(out / RESULTS, "".join(json.dumps(record) + "\n" for record in records))
     return records
@@ -152,11 +161,34 @@ def claim(experiment: BaseExperiment, groups: list[Group], out: Path, resume: bo
         raise UserError(
             "train.test_on: expected last or best, for an ablation compares arms on the test split, found none"
         )
-    claim_folder(out / CONFIG, describe(experiment), "ablation", resume=resume)
-    for group in groups:
-        for seed, path in group.outs.items():
-            if (path / RUN_CONFIG).exists():
-                holds(path / RUN_CONFIG, describe(group.experiment, group.arm, seed))
+    runs = {path: describe(each.experiment, each.arm, seed) for each in groups for seed, path in each.outs.items()}
+    there = [file.parent for file in _files(out, RUN_CONFIG)]
+    try:
+        claim_folder(out / CONFIG, describe(experiment), "ablation", resume=resume)
+    except (UserError, ValueError) as error:
+        if not (resume and there and all(path in runs for path in there) and _is_lost(out / CONFIG)):
+            raise
+        mend(out / CONFIG, str(error), "the runs say which ablation this is")
+        write_json(out / CONFIG, describe(experiment))
+    for path in there:
+        if path in runs:
+            config_damage(path, runs[path], resume)
+    for file in _files(out, RESULT):
+        sound_record(file)
+
+
+def _files(out: Path, name: str) -> list[Path]:
+    """The files of that name in the folders of runs."""
+    return [*out.glob(f"*/*/{name}"), *out.glob(f"*/*/*/{name}")]
+
+
+def _is_lost(file: Path) -> bool:
+    """Whether a file of JSON is missing or is none."""
+    try:
+        read_json(file)
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def report(out: Path) -> None:

@@ -13,6 +13,7 @@ import optax
 import fsg_jax as fsg
 from experiments import devices
 from experiments.config import Arm, BaseExperiment, Gate, Optimizer, Train
+from fsg_jax._checks import check_integer, expect
 from fsg_jax.typing import Key, Loss, Transform
 
 
@@ -49,12 +50,16 @@ def make_program(
       options: further ones of `fsg_jax.make_train_step`.
 
     Raises:
-      ValueError: the model does not fit the inputs, or its options are wrong.
+      ValueError: the model does not fit the inputs or into memory, its options are wrong, or the steps are too many.
     """
     arm, gate, train = experiment.arm, experiment.gate, experiment.train
+    check_integer("train.epochs", train.epochs, 1, (2**31 - 1) // steps_per_epoch)  # the step counter has 32 bits
     tx = make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
     init = jax.jit(lambda key: fsg.init_state(model, tx, key, inputs, ema_decay=train.ema_decay))
-    jax.eval_shape(init, jax.random.key(0))
+    state = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)).variables)
+    needed, there = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in state), devices.memory()
+    gigabytes = f"at most {there / 1e9:.0f} GB, the memory of the devices"
+    expect(needed <= there, f"{experiment.model}: variables", gigabytes, f"{needed / 1e9:.0f} GB")
     placement = devices.placement(train.fsdp, train.batch_size)
     shardings = placement.shardings(init)
     step = fsg.make_train_step(

@@ -23,18 +23,24 @@ else:
         Suppress = Annotated[TypeVar("T"), None]
 
 
-def at_least(low: int) -> Callable[..., None]:
-    """A check that every value is an integer from `low` on."""
+def within(low: int, high: int) -> Callable[..., None]:
+    """A check that every value is an integer from `low` to `high`."""
 
     def check(**values: Any) -> None:
         for name, value in values.items():
-            check_integer(name, value, low)
+            check_integer(name, value, low, high)
 
     return check
 
 
 # What stands beside the type is called by `check`, with the key and the value.
-Count = Annotated[int, at_least(1)]
+Count = Annotated[int, within(1, 2**31 - 1)]
+"""Up to what the step counter holds."""
+Side = Annotated[int, within(1, 2**13)]
+"""Of an image, in pixels."""
+Width = Annotated[int, within(1, 2**14)]
+Depth = Annotated[int, within(1, 2**10)]
+Workers = Annotated[int, within(0, 2**10)]
 NotNegative = Annotated[float, check_nonnegative]
 Positive = Annotated[float, check_positive]
 Share = Annotated[float, check_rates]
@@ -60,11 +66,11 @@ class Data:
     num_train: Count | None = None
     """Train on this many of the remaining images, stratified and fixed; None: all."""
     augment: tuple[Augmentation, ...] = ()
-    crop_padding: int = 4
-    cutout_size: int = 8
+    crop_padding: Annotated[int, within(0, 2**10)] = 4
+    cutout_size: Side = 8
     mixup_alpha: float = 0.4
     cutmix_alpha: float = 1.0
-    workers: Annotated[int, at_least(0)] = 0
+    workers: Workers = 0
     """Grain worker processes; the batches do not depend on it."""
     resident: Literal["auto", "yes", "no"] = "auto"
     """Keep the training images on the device; auto: on an accelerator. The batches do not depend on it."""
@@ -75,7 +81,7 @@ class ResNet:
     """A ResNet of `fsg_jax.models`."""
 
     name: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    width: int = 64
+    width: Width = 64
     stem: Literal["cifar", "imagenet"] = "cifar"
     gate_placement: Literal["stage", "block", "residual"] = "stage"
     remat: bool = False
@@ -86,8 +92,8 @@ class ViT:
     """A ViT of `fsg_jax.models`."""
 
     name: Literal["vit_tiny", "vit_small", "vit_base"] = "vit_tiny"
-    patch_size: int = 4
-    depth: int = 12
+    patch_size: Side = 4
+    depth: Depth = 12
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: bool = False

@@ -111,6 +111,15 @@ def model_options(name: str) -> dict[str, Any]:
     return {"conv": partial(nn.Conv, conv_general_dilated=conv_general_dilated)}
 
 
+def memory() -> int:
+    """Bytes of memory of all devices together; of a CPU that of the machine."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] * jax.device_count()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
+
+
 _compiling = [0.0]
 
 
@@ -131,9 +140,18 @@ def start() -> None:
     """Prepares a command: flags for XLA, the other processes of a launcher, a cache of compiled programs.
 
     Programs are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder.
+
+    Raises:
+      UserError: JAX finds no device.
     """
     xla_flags.speed_up_convolutions()
     sharding.initialize_distributed()
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second where no backend of those asked for is installed
+        why = " ".join(str(error).split()) or "no such backend is installed"
+        named = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(f"JAX_PLATFORMS: expected backends with a device, found {named!r} ({why})") from None
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "fsg_jax" / "xla"))

@@ -1,11 +1,13 @@
 """Errors that a user can mend: one line on stderr and an exit code, no traceback."""
 
+import io
 import logging
+import re
 import sys
 from collections.abc import Callable
 
 import fsg_jax as fsg
-from fsg_jax._files import BusyError
+from fsg_jax._files import BusyError, local
 
 
 class UserError(Exception):
@@ -33,9 +35,13 @@ EXIT_CODES: dict[type[Exception], int] = {
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Calls `main`; a known error becomes its line and its exit code."""
+    """Calls `main`; a known error becomes its line and its exit code. Paths in the arguments are expanded first."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises as well
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal in ASCII
     try:
+        sys.argv[1:] = map(_expand, sys.argv[1:])
         main()
     except KeyboardInterrupt:
         print("stopped at once; --resume continues from the last checkpoint", file=sys.stderr)
@@ -44,3 +50,9 @@ def run_main(main: Callable[[], None]) -> None:
         code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
         print(error if isinstance(error, StopRequested) else f"error: {error}", file=sys.stderr)
         sys.exit(code)
+
+
+def _expand(word: str) -> str:
+    """An argument, with ``~`` expanded where a path begins with it; raises ValueError if it is a URL."""
+    option, value = re.fullmatch(r"((?:--)?[\w.-]+=)?(.*)", word, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return f"{option}{local(value)}" if re.match(r"~|[A-Za-z][A-Za-z0-9+.-]+:/", value) else word

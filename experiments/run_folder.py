@@ -1,6 +1,7 @@
 """The folder of one run: claimed by one process, tied to one configuration, never half-written."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 from experiments.config import flatten
 from experiments.errors import UserError
-from fsg_jax._files import TEMPORARY, lock, read_json, write_json
+from fsg_jax._files import CORRUPT, TEMPORARY, json_digest, lock, read_json, set_aside, write_json
+from fsg_jax.training.checkpoint_files import read_meta
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 
@@ -18,6 +20,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     Attributes:
       path: the folder.
+      run: tells its run from all others; its checkpoints carry it.
       result: the record of the run if it is finished, or None.
 
     Raises:
@@ -26,21 +29,25 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool) -> None:
-        self.path = path
+        self.path, self.run = path, identity(config)
         with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
-            holds(path / CONFIG, config)  # before the lock is written into a folder of something else
+            damage = config_damage(path, config, resume)  # before the lock is written into a folder of something else
             self._lock = lock(path / LOCK)
         try:
+            if damage:
+                mend(path / CONFIG, damage, "a checkpoint says which run this is")
+                write_json(path / CONFIG, config)
             claim_folder(path / CONFIG, config, "run", resume=resume)
-            self.result = read_json(path / RESULT) if (path / RESULT).exists() else None
+            self.result = sound_record(path / RESULT)
         except BaseException:
             self.close()
             raise
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Writes the record."""
-        write_json(self.path / RESULT, record)
+    def finish(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Writes the record, sealed; what was written."""
+        write_json(self.path / RESULT, record := seal(record))
+        return record
 
     def close(self) -> None:
         """Lets other processes in."""
@@ -53,11 +60,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 class FollowerFolder(RunFolder):
     """The folder of a run for the processes that do not write it, all but the first of several."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.result = path, None
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.run, self.result = path, identity(config), None
 
-    def finish(self, record: dict[str, Any]) -> None:
+    def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Process 0 writes it."""
+        return seal(record)
 
     def close(self) -> None:
         """Nothing is locked."""
@@ -72,11 +80,51 @@ def writing_to(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write to the output folder {path}: {error}") from error
 
 
+def seal(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with the SHA-256 of all else that it holds among its facts."""
+    facts = {key: value for key, value in record["facts"].items() if key != "sha256"}
+    return record | {"facts": facts | {"sha256": json_digest(record | {"facts": facts})}}
+
+
+def check_record(record: Any, where: object) -> dict[str, Any]:
+    """The record, if it is as it was written; one without a digest, from an older version, is taken as it is.
+
+    Raises:
+      ValueError: it is not, and `where` it is.
+    """
+    facts = record.get("facts") if isinstance(record, dict) else None
+    if not isinstance(facts, dict) or ("sha256" in facts and seal(record) != record):
+        raise ValueError(f"{where} is damaged: expected a record that agrees with its facts.sha256, found another")
+    return record
+
+
+def sound_record(file: Path) -> dict[str, Any] | None:
+    """The record in a file; None without one. A damaged one is set aside, with a warning, to be made again."""
+    if not file.exists():
+        return None
+    try:
+        return check_record(read_json(file), file)
+    except ValueError as error:
+        mend(file, str(error), "the run is finished again from its checkpoint")
+        return None
+
+
+def mend(file: Path, damage: str, how: str) -> None:
+    """Sets a damaged file aside, with a warning that says how it is mended."""
+    aside = f"it is set aside as {set_aside(file)}" if file.exists() else "it is lost"
+    warnings.warn(f"{damage}; {aside}, and {how}", stacklevel=3)
+
+
 EXECUTION = {
     *("data.workers", "data.threads", "data.resident", "data.cache"),
     *("train.dispatch", "train.fsdp", "train.log_every", "train.checkpoint_every", "train.keep_last"),
 }
 """Settings of how a run is carried out, not of what it computes; they may differ when it is resumed."""
+
+
+def identity(config: dict[str, Any]) -> str:
+    """A digest of what a run computes, the same for configurations that differ in `EXECUTION` alone."""
+    return json_digest({key: value for key, value in flatten(config).items() if key not in EXECUTION})
 
 
 def holds(file: Path, config: dict[str, Any]) -> bool:
@@ -87,7 +135,7 @@ def holds(file: Path, config: dict[str, Any]) -> bool:
       ValueError: it is damaged.
     """
     if not file.exists():
-        if others := sorted(p.name for p in file.parent.iterdir() if p.name != LOCK and p.suffix != TEMPORARY):
+        if others := sorted(p.name for p in file.parent.iterdir() if _is_other(p)):
             raise UserError(f"{file.parent}: expected an empty folder or {file.name} in it, found {others[:5]}")
         return False
     old, new = flatten(read_json(file)), flatten(json.loads(json.dumps(config)))
@@ -95,6 +143,34 @@ def holds(file: Path, config: dict[str, Any]) -> bool:
     if differ := [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]:
         raise UserError(f"{file.parent} holds another run; the configurations differ in " + "; ".join(differ))
     return True
+
+
+def _is_other(path: Path) -> bool:
+    return path.name != LOCK and path.suffix != TEMPORARY and f"{CONFIG}{CORRUPT}" not in path.name
+
+
+def config_damage(run: Path, config: dict[str, Any], resume: bool) -> str:
+    """What is wrong with the configuration of the folder of a run, if it is damaged or lost: "" if nothing is.
+
+    What tells a damaged configuration from another one is a sound checkpoint, which knows its run.
+
+    Raises:
+      UserError, ValueError: as `holds`, where no checkpoint says that this is the run, or `resume` is False.
+    """
+    try:
+        holds(run / CONFIG, config)
+    except (UserError, ValueError) as error:
+        if not (resume and any(_is_of(identity(config), path) for path in (run / "checkpoints").glob("*"))):
+            raise
+        return str(error)
+    return ""
+
+
+def _is_of(run: str, checkpoint: Path) -> bool:
+    try:
+        return read_meta(checkpoint)["extra"].get("run") == run
+    except (OSError, ValueError):
+        return False
 
 
 def claim_folder(file: Path, config: dict[str, Any], what: str, *, resume: bool) -> None:

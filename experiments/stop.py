@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM as a request that the loop reads between steps; a second one interrupts at once."""
+"""Ctrl-C and the signals of batch systems as a request that the loop reads between steps; a second one acts at once."""
 
 import signal
 from types import FrameType
 from typing import Any, ClassVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""The last two are left alone where they are ignored, as under nohup."""
 
 
 class StopRequest:
@@ -18,7 +19,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self.requested = any(outer.requested for outer in self._open)
-        signals = () if self.requested else SIGNALS
+        ignored = {s for s in SIGNALS[2:] if signal.getsignal(s) == signal.SIG_IGN}
+        signals = () if self.requested else [s for s in SIGNALS if s not in ignored]
         self._before: dict[int, Any] = {s: signal.signal(s, self._handle) for s in signals}
         self._open.append(self)
         return self

@@ -24,6 +24,7 @@ from experiments.stop import StopRequest
 from experiments.task import Task, make_task
 from fsg_jax._checks import check_integer
 from fsg_jax._files import BusyError
+from fsg_jax.training.checkpoint import Restored
 from fsg_jax.training.checkpoint_files import checksums
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
@@ -136,20 +137,54 @@ def train_together(
 
 
 def _claim(out: Path, config: dict[str, Any], *, resume: bool) -> RunFolder:
-    return devices.on_first(lambda: RunFolder(out, config, resume=resume)) or FollowerFolder(out)
+    return devices.on_first(lambda: RunFolder(out, config, resume=resume)) or FollowerFolder(out, config)
 
 
 def _open(options: Train, task: Task, seed: int, config: dict[str, Any], folder: RunFolder) -> Member:
     path = folder.path / "checkpoints"
     checkpointer = fsg.Checkpointer(path, keep_last=options.keep_last, best=f"val_{task.best}", smallest=task.smallest)
-    state, position, seconds = task.placement.make_state(task.init, seed), None, 0.0
+    state, position, seconds, log = task.placement.make_state(task.init, seed), None, 0.0, None
     weights: dict[str, str] | None = checksums(_by_path(state.params))
-    if checkpointer.steps():
-        restored = checkpointer.restore(state)
-        state, position, seconds = restored.state, restored.data, restored.extra["seconds"]
-        weights = restored.extra.get("initial_weights")
-    log = RunLog(folder.path, int(state.step), task.step_metrics, write=devices.is_first())
-    return Member(seed, config, folder, log, checkpointer, state, weights, position, seconds)
+    if (restored := _restore(checkpointer, state, options, task, folder)) is not None:
+        state, position, extra = restored.state, restored.data, restored.extra
+        seconds, weights, log = extra["seconds"], extra.get("initial_weights"), extra.get("log")
+    run_log = RunLog(folder.path, int(state.step), task.step_metrics, log, write=devices.is_first())
+    return Member(seed, config, folder, run_log, checkpointer, state, weights, position, seconds)
+
+
+def _restore(
+    checkpointer: fsg.Checkpointer, like: fsg.TrainState, options: Train, task: Task, folder: RunFolder
+) -> Restored | None:
+    """The newest sound checkpoint of the run; None without one, and the run begins anew.
+
+    Where the best epoch is tested its checkpoint must be sound too, or else the run goes back to before that epoch.
+    """
+    expect = {"run": folder.run}
+    while checkpointer.steps():
+        try:
+            restored = checkpointer.restore(like, expect=expect)
+        except fsg.CheckpointError:
+            if checkpointer.steps():
+                raise
+            break
+        epochs = restored.extra.get("log", {}).get("epochs")
+        if options.test_on != "best" or not epochs:
+            return restored
+        best = _best_epoch(epochs, task)["step"]
+        try:
+            checkpointer.restore(like, best, expect=expect)
+        except fsg.CheckpointError as error:
+            for step in [step for step in checkpointer.steps() if step >= best]:
+                checkpointer.set_aside(step, f"the weights of step {best}, which are to be tested, are lost: {error}")
+        else:
+            return restored
+    return None
+
+
+def _best_epoch(epochs: list[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """The row with the best validation metric, the last of equals."""
+    sign = -1 if task.smallest else 1
+    return max(epochs, key=lambda row: (sign * row[f"val_{task.best}"], row["step"]))
 
 
 def _train_group(
@@ -284,7 +319,8 @@ def _save(run: Run, rows: list[dict[str, Any]] | None) -> None:
         sums = {name: 0.0 if ok else np.nan for name, ok in zip(leaves, finite, strict=True)}
         _check_finite(sums | {"step": run.step}, member)
         metrics = None if rows is None else {best: rows[i][best]}
-        extra = {"seconds": round(run.seconds, 3), "initial_weights": member.weights}
+        extra: dict[str, Any] = {"seconds": round(run.seconds, 3), "initial_weights": member.weights}
+        extra |= {"run": member.folder.run, "log": member.log.position()}
         member.checkpointer.save(state, data=position, metrics=metrics, extra=extra)
 
 
@@ -292,10 +328,8 @@ def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, 
     """Tests the state and writes the record of a finished run into its folder."""
     epoch = member.log.epochs[-1]
     if run.options.test_on == "best":
-        member.checkpointer.wait()
-        best = member.checkpointer.best_step()
-        state = member.checkpointer.restore(state, best).state
-        epoch = next(row for row in member.log.epochs if row["step"] == best)
+        epoch = _best_epoch(member.log.epochs, run.task)
+        state = member.checkpointer.restore(state, epoch["step"], expect={"run": member.folder.run}).state
     each, compiling = 1 / len(run.members), devices.compile_seconds() - run.compiling
     times = {"minutes": round(each * run.seconds / 60, 3), "compile_seconds": round(each * compiling, 2)}
     together = {"seeds_together": [m.seed for m in run.members]} if len(run.members) > 1 else {}
@@ -316,8 +350,7 @@ def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, 
         "history": member.log.epochs,
         "gates": gates,
     }
-    member.folder.finish(record)
-    return record
+    return member.folder.finish(record)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and read only if they are what they should be; locks of processes."""
 
+import glob
 import hashlib
 import json
 import os
@@ -13,6 +14,9 @@ from typing import IO, Any
 
 TEMPORARY = ".tmp"
 """Suffix of what is being written; a killed process leaves such a file behind, and nobody reads it."""
+
+CORRUPT = ".corrupt"
+"""Suffix of what is set aside because it is damaged."""
 
 LARGEST = 2**28
 """Bytes of a file that is read at once, 256 MiB; a larger one is none of ours."""
@@ -59,11 +63,14 @@ def local(path: str | os.PathLike) -> Path:
     """The path, with ``~`` expanded.
 
     Raises:
-      ValueError: it is a URL, such as ``gs://bucket/x``.
+      ValueError: it is a URL, such as ``gs://bucket/x``, or there is no such user.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text := os.fspath(path)):
         raise ValueError(f"{text}: expected a path of a local file system, found a URL")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: expected a path, found a user without a home directory") from error
 
 
 def check_file(path: str | os.PathLike, limit: int = LARGEST) -> int:
@@ -137,12 +144,23 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def append_lines(path: Path, lines: list[str]) -> None:
-    """Appends whole lines; they are on the disk when the call returns."""
-    with path.open("a") as file:
-        file.writelines(f"{line}\n" for line in lines)
+def json_digest(value: Any) -> str:
+    """The SHA-256 of a value as JSON keeps it, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
+
+
+def append(path: Path, content: bytes) -> None:
+    """Appends to a file; it is on the disk when the call returns."""
+    with path.open("ab") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def set_aside(path: Path) -> str:
+    """Renames what is damaged to a new name beside it, ``NAME.corrupt``, ``NAME.corrupt.1`` and so on; the name."""
+    others = len(list(path.parent.glob(f"{glob.escape(path.name)}{CORRUPT}*")))
+    return path.rename(path.with_name(f"{path.name}{CORRUPT}" + f".{others}" * bool(others))).name
 
 
 def lock(path: Path, *, wait: bool = False) -> IO[str]:
@@ -150,9 +168,12 @@ def lock(path: Path, *, wait: bool = False) -> IO[str]:
 
     Raises:
       BusyError: another process holds it and `wait` is False.
+      ValueError: there is a pipe or a folder of that name.
     """
     import fcntl  # POSIX only; everything else here runs anywhere
 
+    if path.exists():
+        check_file(path)
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -13,6 +13,7 @@ import pytest
 from toy import Mlp, batch, new_state, train_step
 
 import fsg_jax as fsg
+from fsg_jax.training.checkpoint_files import seal
 
 
 def trained(steps: int = 3, **kwargs) -> fsg.TrainState:
@@ -116,9 +117,13 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly(tmp_path, damage):
     else:
         next((tmp_path / "2" / "meta").glob("metadata*")).write_text("")
     state = trained(1)
-    checkpointer = fsg.Checkpointer(tmp_path)
+
+    def restore() -> tuple:
+        checkpointer = fsg.Checkpointer(tmp_path)
+        return checkpointer, checkpointer.restore(new_state(state.model, state.tx))
+
     with pytest.warns(UserWarning, match=r"2 is damaged.*2\.corrupt"):
-        restored = checkpointer.restore(new_state(state.model, state.tx))
+        checkpointer, restored = restore()
     assert restored.step == 1
     assert_same(restored.state, state)
     assert (tmp_path / "2.corrupt").is_dir()
@@ -133,7 +138,8 @@ def test_checksums_catch_what_the_format_does_not(tmp_path):
     content = json.loads(meta.read_text())
     name = next(k for k in content["crc32"] if "kernel" in k)
     content["crc32"][name] = content["crc32"][name][:-8] + "00000000"
-    meta.write_text(json.dumps(content))
+    del content["sha256"]
+    meta.write_text(json.dumps(seal(content)))
     state = trained(1)
     with pytest.warns(UserWarning, match="kernel"):
         assert fsg.Checkpointer(tmp_path).restore(new_state(state.model, state.tx)).step == 1

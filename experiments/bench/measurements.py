@@ -8,7 +8,7 @@ from typing import Any
 from experiments.bench.settings import Settings
 from experiments.errors import UserError
 from experiments.run_folder import claim_folder, writing_to
-from fsg_jax._files import append_lines, write_text
+from fsg_jax._files import append, write_text
 
 CONFIG, ROWS = "bench.json", "bench.jsonl"
 
@@ -40,7 +40,7 @@ class Bench:
         """Writes one row and prints it."""
         row = {"suite": suite, "case": case, "side": side, **values}
         with writing_to(self.out):
-            append_lines(self.out / ROWS, [json.dumps(row)])
+            append(self.out / ROWS, f"{json.dumps(row)}\n".encode())
         self.rows.append(row)
         brief = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items() if v is not None}
         print(f"{suite} | {case} | {side} | {', '.join(f'{k} {v}' for k, v in brief.items())}", flush=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from experiments.config import BaseExperiment, Count, Variant, at_least, change
+from experiments.config import BaseExperiment, Count, Depth, Side, Variant, Width, Workers, change, within
 
 if TYPE_CHECKING:
     from experiments.task import Task
@@ -20,19 +20,19 @@ class PolypData:
     """Index folders, made by ``python -m experiments.index``; one for each dataset."""
     splits: Path | None = None
     """Folds, made by ``python -m experiments.split``."""
-    fold: int = 0
+    fold: Annotated[int, within(0, 999)] = 0
     """The test fold; the next one validates."""
     depth_root: Path | None = None
     """Depth maps, made by ``python -m experiments.depth`` or elsewhere; needed by the stream ``depth``."""
     cache: Path | None = None
     """Decoded frames, made by ``python -m experiments.cache``."""
-    frame_size: Count = 384
+    frame_size: Side = 384
     """Side of the whole frame in pixels, from which boxes are cropped."""
-    input_size: Count = 384
+    input_size: Side = 384
     """Side of what the network is given."""
     keep_aspect: bool = False
     """Keep the aspect ratio of frame and crop, since size is metric; the paper does not."""
-    frames_per_polyp: Count = 40
+    frames_per_polyp: Annotated[int, within(1, 2**20)] = 40
     """Drawn from each polyp in an epoch."""
     validation_frames: Count | None = 100
     """Of each polyp, evenly spaced; None: all."""
@@ -50,9 +50,9 @@ class PolypData:
     """Brightness, contrast, saturation and hue."""
     noise: float = 0.01
     """Standard deviation of Gaussian noise, where images are in [0, 1]."""
-    workers: Annotated[int, at_least(0)] = 0
+    workers: Workers = 0
     """Grain worker processes; the batches do not depend on it."""
-    threads: Count = 4
+    threads: Annotated[int, within(1, 2**10)] = 4
     """Threads that decode side by side, in this process or in each worker."""
 
 
@@ -62,14 +62,14 @@ class MultiStream:
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "efficientnet_b0", "vit_tiny", "vit_small"] = "resnet18"
     streams: tuple[Stream, ...] = ("rgb",)
-    hidden: int = 128
+    hidden: Annotated[int, within(0, 2**16)] = 128
     """Width of the layer after the streams are joined; 0: none, as in the paper's ViT."""
     dropout: float = 0.0
-    width: int | None = None
+    width: Width | None = None
     """Of a ResNet's first stage; None: its usual one."""
-    patch_size: int | None = None
+    patch_size: Side | None = None
     """Of a ViT; None: 16."""
-    depth: int | None = None
+    depth: Depth | None = None
     """Blocks of a ViT; None: 12."""
     remat: bool = False
 

@@ -11,6 +11,7 @@ from fsg_jax._checks import check_integer
 from fsg_jax.data.batches import BatchOrder, Rows, in_order, shuffled
 from fsg_jax.data.extras import import_extra
 from fsg_jax.data.images import ImageDataset
+from fsg_jax.data.workers import end_with_parent
 
 _PREFETCH = 4
 _FOREVER = 2**62
@@ -93,7 +94,8 @@ class Loader:
             flags = import_extra("absl.flags", "data").FLAGS
             if not flags.is_parsed():
                 flags.mark_as_parsed()
-            iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
+            workers = grain.MultiprocessingOptions(num_workers=self.workers)
+            iterable = iterable.mp_prefetch(workers, worker_init_fn=end_with_parent)
         return iter(iterable)
 
 

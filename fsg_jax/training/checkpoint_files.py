@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
+from fsg_jax._files import check_file, json_digest, read_json
 from fsg_jax.training.sharding import place
 from fsg_jax.training.state import TrainState
 
@@ -71,9 +72,31 @@ def _whole(leaf: Any) -> np.ndarray:
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
+def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """`meta` with its SHA-256."""
+    return dict(meta) | {"sha256": json_digest(meta)}
+
+
 def read_meta(path: Path) -> dict[str, Any]:
-    """Data position, extras and checksums of a checkpoint."""
-    return ocp.JsonCheckpointHandler().restore(path / "meta")
+    """Step, data position, extras, metrics and checksums of a checkpoint; no array is read.
+
+    Raises:
+      ValueError: damaged, or of another step than its folder says.
+    """
+    if not path.is_dir():
+        raise ValueError("expected a folder, found a file")
+    for part in path.rglob("*"):
+        if not part.is_dir():  # a pipe would block whoever opens it
+            check_file(part, limit=2**63)
+    meta = read_json(path / "meta" / "metadata")
+    if meta.keys() == {"data", "extra", "crc32"}:  # those of before 2026-11-27 had no seal
+        scores = path / "metrics" / "metrics"
+        return meta | {"step": int(path.name), "metrics": read_json(scores) if scores.exists() else {}}
+    if meta.pop("sha256", None) != json_digest(meta):
+        raise ValueError("its metadata differ from their checksum")
+    if str(meta["step"]) != path.name:
+        raise ValueError(f"it is of step {meta['step']}")
+    return meta
 
 
 def read_leaves(path: Path, template: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,14 +104,18 @@ def read_leaves(path: Path, template: Mapping[str, Any]) -> dict[str, Any]:
     return ocp.StandardCheckpointHandler().restore(path / "state", args=ocp.args.StandardRestore(dict(template)))
 
 
-def read_verified(path: Path, template: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def read_verified(path: Path, template: Mapping[str, Any], expect: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint on the host, compared with their checksums; no other process takes part.
 
     Raises:
       MismatchError: they do not fit `template`.
-      ValueError: damaged. The readers raise errors of other types too.
+      ValueError: damaged, or an extra differs from what `expect` has. The readers raise errors of other types too.
     """
-    saved = read_meta(path)["crc32"]
+    meta = read_meta(path)
+    for name, value in expect.items():
+        if meta["extra"].get(name, value) != value:
+            raise ValueError(f"{name}: expected {value}, found {meta['extra'][name]}")
+    saved = meta["crc32"]
     check_fit(saved, template)
     leaves = read_leaves(path, {k: np.empty(v.shape, v.dtype) for k, v in template.items()})
     damaged = [k for k, crc in checksums(leaves).items() if crc != saved[k]]

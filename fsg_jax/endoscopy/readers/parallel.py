@@ -1,14 +1,13 @@
 """A map over worker processes that takes only a few items ahead of the results."""
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import TypeVar
 
 from fsg_jax._checks import check_integer
+from fsg_jax.data.workers import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,13 +44,6 @@ def map_bounded(function: Callable[[T], R], items: Iterable[T], workers: int) ->
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and quits when the parent is gone, however it went."""
+    """Leaves Ctrl-C to the parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_quit_with_parent, daemon=True).start()
-
-
-def _quit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
