@@ -234,7 +234,7 @@ def test_html_escapes_what_the_records_say(tmp_path, records):
     assert "a\\|b" in markdown
     assert "s<b>" not in html
     assert "s&lt;b&gt;|e" in html
-    assert "\n| s<b>\\|e | 3 |" in markdown
+    assert "\n| s&lt;b>\\|e | 3 |" in markdown
 
 
 def test_one_seed(tmp_path):
