@@ -79,7 +79,9 @@ def collect(records: Iterable[tuple[str, Record]], source: str) -> Results:
         _check(record, where)
         run = run_name(record)
         if run in finished:
-            raise RecordsError(f"{where}: expected one finished run of {' '.join(run.split())}, found another in {finished[run][0]}")
+            raise RecordsError(
+                f"{where}: expected one finished run of {' '.join(run.split())}, found another in {finished[run][0]}"
+            )
         finished[run] = where, record
     if not finished:
         raise RecordsError(f"{source}: expected a finished run, found none ({len(unfinished)} unfinished)")

@@ -220,7 +220,12 @@ def _changed(directory: Path, source: FrameSource, files: np.ndarray) -> str:
     """Says how the files behind the rows have changed since the cache was built; nothing if they have not."""
     try:
         before = check_file(directory / _FILES) - files.nbytes
-        expect(0 < before < 2**12, "size in bytes", f"that of {len(files)} rows", files.nbytes + before)
+        expect(
+            0 < before < 2**12 and before % 64 == 0,
+            "size in bytes",
+            f"that of {len(files)} rows",
+            files.nbytes + before,
+        )
         there = np.fromfile(directory / _FILES, np.int64, files.size, offset=before)  # the header is of no use
     except (OSError, ValueError) as error:
         return f"a damaged {_FILES} ({error})"

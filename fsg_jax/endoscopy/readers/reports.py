@@ -86,8 +86,12 @@ class RefusedError(ValueError):
 
 
 def harmless(cell: str) -> str:
-    """The cell with an apostrophe before it if a spreadsheet would take it for a formula; a number is left as it is."""
-    if not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell):
+    """The cell with an apostrophe before it if a spreadsheet would take it for a formula; a number is left as it is.
+
+    A carriage return, which would end the row, becomes ``\\r``.
+    """
+    cell = cell.replace("\r", "\\r")
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\n")) or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell):
         return cell
     return f"'{cell}"
 
