@@ -47,7 +47,7 @@ def data_uri(image: Figure | bytes) -> str:
     if isinstance(image, Figure):
         kind, buffer = "svg+xml", io.BytesIO()
         with mpl.rc_context(_STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            warnings.filterwarnings("ignore", "Glyph .* missing|constrained_layout", UserWarning)
             image.savefig(buffer, format="svg", metadata={"Date": None})
         image = re.sub(rb"[\x00-\x08\x0b-\x1f]", b"", buffer.getvalue())  # of names; XML has none
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"

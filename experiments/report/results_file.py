@@ -9,7 +9,8 @@ from fsg_jax.endoscopy.index.folds import MAX_FOLDS
 
 RESULTS = "results.jsonl"
 BASELINE = "baseline"
-_LEVELS = 40
+_LEVELS, _LONGEST = 40, 200
+"""Of lists and objects in a record; and characters of a name, which a figure shows."""
 
 Record = dict[str, Any]
 Arms = dict[str, list[Record]]
@@ -141,6 +142,8 @@ def _check(record: Record, where: str) -> None:
 
 def _rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
     """Name, value, what is expected and whether it is so, of what the types of the fields leave open."""
+    names = [record["experiment"], label(record), *record["gates"]]
+    yield "names", max(names, key=len), f"at most {_LONGEST} characters", max(map(len, names)) <= _LONGEST
     yield "seed", record["seed"], "an integer from 0 to 2**63 - 1", 0 <= record["seed"] < 2**63
     for row in record["history"]:
         right = isinstance(row, dict) and is_number(row.get("epoch")) and 0 <= row["epoch"] < 2**53
@@ -176,6 +179,7 @@ def _polyp_rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
     yield "fold", record["fold"], f"an integer from 0 to {MAX_FOLDS - 1}", 0 <= record["fold"] < MAX_FOLDS
+    yield "predictions", record["predictions"], "a path on one line", record["predictions"].isprintable()
     yield "streams", record["streams"], "a list of texts", texts(record["streams"])
     yield "panels", record.get("panels"), "a list of paths", texts(record.get("panels") or [])
     for name in ("test", "validation", "shared"):
