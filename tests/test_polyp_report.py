@@ -206,6 +206,16 @@ def test_without_baselines_and_panels_and_gates(small):
     assert "rendered by a program" not in text
 
 
+def test_unverified_files_are_named(small):
+    folder, records = small
+    records[1]["data"] = records[1]["data"] | {"unverified": ["index/<b>sun"]}
+    records[0]["data"] = records[0]["data"] | {"unverified": []}
+    markdown, html = (path.read_text() for path in write_report(save(folder, records), resamples=FAST))
+    assert "Without a seal, so that damage or an edit would not be noticed: index/&lt;b>sun." in markdown
+    assert "index/&lt;b&gt;sun." in html
+    assert "| unverified | none |" in markdown
+
+
 def test_panels_that_cannot_be_read_are_reported(small):
     folder, records = small
     panels = records[0]["panels"]
@@ -286,6 +296,11 @@ def replace_column(table, name, values):
         ),
         (lambda t: t.slice(0, 0), "expected predictions, found no rows"),
         (
+            lambda t: replace_column(t, "predicted_mm", ["5.0"] * t.num_rows),
+            r"predictions\.parquet: expected a table of predictions, found column predicted_mm of string",
+        ),
+        (lambda t: t.append_column("size_mm", t.column("fold")), r"predictions\.parquet: expected each column once"),
+        (
             lambda t: replace_column(t, "predicted_mm", [float("nan"), *[5.0] * (t.num_rows - 1)]),
             r"predicted_mm: expected finite values, found 1 of 72 that are not",
         ),
@@ -322,6 +337,19 @@ def test_missing_and_broken_files(small, capsys):
         ({"streams": "rgb"}, "line 2, streams: expected list, found 'rgb'"),
         ({"fold": True}, "line 2, fold: expected int, found True"),
         ({"synthetic": None}, "line 2, synthetic: expected bool, found nothing"),
+        ({"fold": -1}, "line 2, fold: expected an integer from 0 to 999, found -1"),
+        ({"fold": 2**70}, "line 2, fold: expected an integer from 0 to 999"),
+        ({"streams": ["rgb", 1]}, "line 2, streams: expected a list of texts"),
+        ({"panels": [3]}, "line 2, panels: expected a list of paths"),
+        ({"predictions": "a\nb"}, "line 2, predictions: expected a path on one line"),
+        ({"test": {"mae": "1.5"}}, "line 2, test: expected numbers by name"),
+        ({"shared": [1]}, "line 2, shared: expected numbers by name"),
+        ({"data": {"dropped": "x"}}, r"line 2, data\.dropped: expected counts by reason"),
+        ({"data": {"unverified": "x"}}, r"line 2, data\.unverified: expected a list of paths"),
+        ({"split": {"num_folds": 2**70}}, r"line 2, split\.num_folds: expected an integer up to 1000"),
+        ({"split": {"counts": {"a": 1}}}, r"line 2, split\.counts: expected a list"),
+        ({"split": {"counts": [{"fold": 1}]}}, r"line 2, split\.counts: expected fold, size_group, polyps and frames"),
+        ({"config": {"loss": {"clamp_mm": [1, "x"]}}}, r"line 2, config\.loss: expected clamp_mm with two numbers"),
         ({}, r"line 2: expected one finished run of baseline · rgb fold 0 seed 0, found another in .*, line 1"),
     ],
 )

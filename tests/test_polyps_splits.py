@@ -206,7 +206,7 @@ def test_folds_come_back_from_their_file(tmp_path, group):
     folds = make_folds(TABLE, 4, group)
     write_folds(folds, tmp_path / "splits.csv")
     assert read_folds(tmp_path / "splits.csv") == folds
-    assert [path.name for path in tmp_path.iterdir()] == ["splits.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["splits.csv", "splits.csv.sha256"]
     lines = (tmp_path / "splits.csv").read_text().splitlines()
     assert lines[0] == "dataset,polyp_id,fold,num_folds,group"
     assert lines[1].startswith("real_colon,001-001_1,")

@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -234,7 +235,7 @@ def test_html_escapes_what_the_records_say(tmp_path, records):
     assert "a\\|b" in markdown
     assert "s<b>" not in html
     assert "s&lt;b&gt;|e" in html
-    assert "\n| s<b>\\|e | 3 |" in markdown
+    assert "\n| s&lt;b>\\|e | 3 |" in markdown
 
 
 def test_one_seed(tmp_path):
@@ -361,6 +362,145 @@ def test_bad_lines_name_the_file_and_the_line(tmp_path, line, message):
     (tmp_path / "results.jsonl").write_text(f"{good}\n{line}\n", encoding="latin-1")
     with pytest.raises(RecordsError, match=message):
         load(tmp_path)
+
+
+NAN, INF = float("nan"), float("inf")
+NOT_A = {
+    "text": [None, True, 3, -1.5, [], {}, ["x"], NAN],
+    "whole": [None, True, 1.5, "x", [], {}, NAN, -1, 2**70],
+    "mapping": [None, True, 3, "x", [], [1], NAN],
+    "list": [None, True, 3, "x", {}, {"a": 1}, NAN],
+    "number": [True, "x", [], {}, "0.5"],
+}
+"""Values that are none of their name."""
+
+KINDS = {
+    ("experiment",): "text",
+    ("arm",): "text",
+    ("seed",): "whole",
+    ("config",): "mapping",
+    ("facts",): "mapping",
+    ("facts", "minutes"): "number",
+    ("facts", "compile_seconds"): "number",
+    ("parameters",): "mapping",
+    ("validation",): "mapping",
+    ("test",): "mapping",
+    ("history",): "list",
+    ("history", 0): "mapping",
+    ("history", 0, "train_loss"): "number",
+    ("history", 0, "gates", LAYERS[0]): "mapping",
+    ("history", 0, "gates", LAYERS[0], "mean"): "number",
+    ("gates",): "mapping",
+    ("gates", LAYERS[0]): "list",
+    ("gates", LAYERS[0], 0): "number",
+}
+DAMAGED = [(path, value) for path, kind in KINDS.items() for value in NOT_A[kind]]
+DAMAGED += [(("history", 0, "epoch"), value) for value in (None, True, "1", NAN, INF, -1, 2**70)]
+DAMAGED += [(("history", 0, "gates"), value) for value in (3, "x", [1], True)]
+DAMAGED += [
+    ((split, "accuracy"), value) for split in ("test", "validation") for value in (None, True, "1", NAN, 1.1, -1)
+]
+DAMAGED += [(("initial_weights",), value) for value in (3, "x", [1], {"a": 1}, {"a": None})]
+DAMAGED += [(("arm",), "x" * 300), (("facts", "deep"), [[]]), (("gates", "x" * 300), [])]
+DAMAGED += [((name,), ...) for name in ("experiment", "arm", "seed", "config", "facts", "parameters", "test", "gates")]
+
+
+@pytest.mark.parametrize(("path", "value"), DAMAGED, ids=str)
+def test_damaged_records_name_the_file_and_the_line(tmp_path, path, value):
+    record = at = make_record("fsg", 0, 1)
+    for key in path[:-1]:
+        at = at[key]
+    if value is ...:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    if value == [[]]:
+        for _ in range(60):
+            at["deep"] = [at["deep"]]
+    with pytest.raises(RecordsError, match=r"results\.jsonl, line 2\b.*expected") as caught:
+        load(save(tmp_path, [make_record("baseline", 0, 1), record]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"arm": "a", "arm": "b"}',
+        b'{"facts": {"x": 1, "x": 1}}',
+        b'{"arm": "\\ud800"}',
+        b'{"arm": "\xff"}',
+        b"[" * 10**5,
+        b'{"a":' * 10**5,
+        b"9" * 5000,
+        b"NaN",
+        b'"finished"',
+        b"3",
+        b"null",
+        b"\x00",
+        b'{"a": 1} {"b": 2}',
+    ],
+    ids=lambda line: str(line[:30]),
+)
+def test_lines_that_are_no_record(tmp_path, line):
+    (tmp_path / "results.jsonl").write_bytes(json.dumps(make_record("baseline", 0)).encode() + b"\n" + line)
+    with pytest.raises(RecordsError, match=r"results\.jsonl, line 2\b.*expected"):
+        load(tmp_path)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>\n# heading",
+    "x\r\n\r\n- item|`code`\u2028# z",
+    "[x](javascript:1) ![i](u) <!-- c </h1>",
+    "$\\frac{$ \x00 a\\|b *b* &lt;b&gt;",
+    "_hidden 日本 😀",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_the_records_say_is_text_in_both_pages(tmp_path, text):
+    records = [make_record(arm, seed, 2) for seed in range(2) for arm in ("baseline", "fsg")]
+    for record in records:
+        record["experiment"] = text
+        record["arm"] = text if record["arm"] == "fsg" else "baseline"
+        record["gates"] = {f"{text}{layer}": values for layer, values in record["gates"].items()}
+        record["config"][text] = record["facts"][text] = record["facts"]["command"] = text
+    records.append({"arm": text, "status": text, "seed": [text]})
+    markdown, html = report(tmp_path, records)
+    assert not re.search(r"<[A-Za-z/!?]|\](?=\()|(?<!\\)`(?!r(eport.html|esults.jsonl)`|[ .,])|&lt;b&gt;", markdown)
+    headings = [line for line in markdown.splitlines() if line.startswith("#")]
+    assert headings[1:] == [
+        "## Warnings",
+        "## Accuracy",
+        "## Differences to the baseline",
+        "## Runs",
+        "## Configuration",
+    ]
+    rows = markdown.split("\nTest accuracy by seed")[0].split("Validation:\n\n")[1].strip().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [6] * 4
+    assert "<script" not in html
+    for source in re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html):
+        ElementTree.fromstring(base64.b64decode(source))
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "foo"])
+def test_no_command_depends_on_the_backend(tmp_path, backend):
+    code = """
+        import os, sys
+        import experiments.panels, experiments.ablate
+        from experiments.report.__main__ import main
+        main(sys.argv[1:])
+        print(os.environ["MPLBACKEND"], "matplotlib.pyplot" in sys.modules)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(save(tmp_path, [make_record("baseline", 0, 1)]))]
+    done = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"MPLBACKEND": backend},
+    )
+    assert done.stdout.splitlines()[-1] == f"{backend} False"
 
 
 def test_runs_of_two_kinds_are_refused(tmp_path):

@@ -20,7 +20,8 @@ from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.folds import group_counts
 from fsg_jax.endoscopy.index.roles import ROLES, roles
 from fsg_jax.endoscopy.index.sampling import epoch_length, rows_by_polyp, sample_epoch, sample_fixed
-from fsg_jax.endoscopy.index.schema import Table, polyp_keys, read_index
+from fsg_jax.endoscopy.index.schema import Table, is_sealed, polyp_keys, read_index
+from fsg_jax.endoscopy.index.seals import seal_file
 from fsg_jax.endoscopy.index.split_files import read_folds
 
 Rows = np.ndarray
@@ -76,9 +77,11 @@ def load_cohort(config: PolypData) -> Cohort:
         "polyps with a fold and no box": len(folds.fold_of.keys() - set(keys)),
     }
     counts = [count._asdict() for count in group_counts(table.take(kept), folds)]
+    unverified = [str(path) for path in config.index if not is_sealed(path)]
+    unverified += [] if seal_file(config.splits).exists() else [str(config.splits)]
     info = {
         "synthetic": any(table.column("synthetic").to_pylist()),
-        "data": describe_data(config, table) | unmatched,
+        "data": describe_data(config, table) | unmatched | {"unverified": unverified},
         "split": {"group": folds.group, "num_folds": folds.num_folds, "counts": counts},
         "shared": parts.shared._asdict(),
         "num_polyps": {name: len(found) for name, found in zip(ROLES, polyps, strict=True)},

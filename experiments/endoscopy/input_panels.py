@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from experiments.endoscopy import cohort as data
 from experiments.endoscopy.augmentation import eval_transform
 from experiments.endoscopy.polyp_config import PolypData
+from experiments.report.figures import Figure  # not from matplotlib, see `experiments.report.backend`
 from fsg_jax.endoscopy import ENDOSCOPY_MEAN, ENDOSCOPY_STD
 
 
@@ -29,7 +27,6 @@ def write_panels(
         pictures = {name: viewable(values[i]) for name, values in images.items()}
         figure = draw(batch["frame"][i], batch["box"][i], pictures, title(table, row))
         figure.savefig(folder / file, dpi=110)
-        plt.close(figure)
     return files
 
 
@@ -50,17 +47,18 @@ def title(table: pa.Table, row: int) -> str:
 def draw(frame: np.ndarray, box: np.ndarray, pictures: dict[str, np.ndarray], name: str) -> Figure:
     """The frame with its box, then the streams."""
     columns = 1 + len(pictures)
-    figure, axes = plt.subplots(1, columns, figsize=(2.6 * columns, 2.9), layout="constrained", squeeze=False)
-    x0, y0, x1, y1 = box
+    figure = Figure(figsize=(2.6 * columns, 2.9), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)
+    x0, y0, x1, y1 = box - 0.5
     axes[0, 0].imshow(frame)
-    axes[0, 0].add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="yellow"))
+    axes[0, 0].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="yellow", linewidth=1)
     axes[0, 0].set_title("frame and box", fontsize=8)
     for axis, (stream, picture) in zip(axes[0, 1:], pictures.items(), strict=True):
         axis.imshow(picture, cmap="viridis")
         axis.set_title(f"stream {stream}", fontsize=8)
     for axis in axes[0]:
         axis.set_axis_off()
-    figure.suptitle(name, fontsize=9)
+    figure.suptitle(name, fontsize=9, parse_math=False)
     return figure
 
 

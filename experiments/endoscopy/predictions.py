@@ -91,7 +91,7 @@ def write_predictions(folder: Path, table: pa.Table, fold: int) -> None:
     """Writes `FILE` into the folder of a run, whole or not at all."""
     table = table.append_column("fold", pa.array([fold] * table.num_rows, pa.int32()))
     with replacing(folder / FILE) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def _floats(table: pa.Table, name: str) -> np.ndarray:

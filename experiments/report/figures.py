@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "svg.hashsalt": "report",
+    "text.parse_math": False,
 }
 _COLOURS = ("#222222", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
@@ -43,9 +46,10 @@ def data_uri(image: Figure | bytes) -> str:
     kind = "png"
     if isinstance(image, Figure):
         kind, buffer = "svg+xml", io.BytesIO()
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing|constrained_layout", UserWarning)
             image.savefig(buffer, format="svg", metadata={"Date": None})
-        image = buffer.getvalue()
+        image = re.sub(rb"[\x00-\x08\x0b-\x1f]", b"", buffer.getvalue())  # of names; XML has none
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from experiments.report import accuracy, initial_weights, run_info
 from experiments.report.config_diff import compare
 from experiments.report.figures import colours, data_uri
 from experiments.report.results_file import Record, Results, collect, load
+from experiments.report.text_table import markdown
 from experiments.report.training_plots import heatmaps, histograms
 from fsg_jax._checks import check_integer
 from fsg_jax._files import write_text
@@ -64,11 +66,16 @@ def summary_table(records: Iterable[Record]) -> str:
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """A template beside this module, filled; HTML is escaped."""
+    """A template beside this module, filled; every value is escaped, for HTML or for Markdown."""
+
+    def for_markdown(value: Any) -> Any:
+        return Markup(markdown(value)) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
-        autoescape=template.endswith(".html.j2"),
+        autoescape=True,
+        finalize=for_markdown if template.endswith(".md.j2") else None,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

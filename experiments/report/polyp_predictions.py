@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.report.results_file import Record, RecordsError
+from fsg_jax._files import check_file
 from fsg_jax.data.extras import import_extra
 from fsg_jax.endoscopy.sizing import SCHEMES, ClassScheme
 
@@ -97,7 +98,20 @@ def align(one: Predictions, other: Predictions) -> tuple[Predictions, Prediction
 
 
 def _read(path: Path, seed: int) -> Predictions:
+    try:
+        return _parse(path, seed)
+    except RecordsError:
+        raise
+    except (import_extra("pyarrow", "endoscopy").ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise RecordsError(f"{path}: expected a table of predictions, found {error}") from error
+
+
+def _parse(path: Path, seed: int) -> Predictions:
     table = _table(path)
+    if len(set(table.column_names)) < table.num_columns:
+        raise RecordsError(f"{path}: expected each column once, found {table.column_names}")
     scheme = _scheme(table)
     outputs = ("predicted_mm",) if scheme is None else scheme.columns
     if missing := [name for name in (*_TEXT, "size_mm", *outputs) if name not in table.column_names]:
@@ -124,19 +138,20 @@ def _scheme(table: Any) -> ClassScheme | None:
 
 
 def _table(path: Path) -> Any:
-    pa = import_extra("pyarrow", "endoscopy")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected the predictions of a run, found no such file")
-    try:
-        if path.suffix == ".csv":
-            text = {name: pa.string() for name in _TEXT}
-            csv = import_extra("pyarrow.csv", "endoscopy")
-            return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=text))
-        return import_extra("pyarrow.parquet", "endoscopy").read_table(path)
-    except pa.ArrowInvalid as error:
-        raise RecordsError(f"{path}: expected a table of predictions, found {error}") from error
+    check_file(path)
+    if path.suffix == ".csv":
+        csv = import_extra("pyarrow.csv", "endoscopy")
+        text = dict.fromkeys(_TEXT, import_extra("pyarrow", "endoscopy").string())
+        return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=text))
+    with import_extra("pyarrow.parquet", "endoscopy").ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read()
 
 
 def _numbers(table: Any, name: str) -> np.ndarray:
     """A column with NaN for what is missing."""
+    kind = table.schema.field(name).type
+    if "string" in str(kind) or "bool" in str(kind):  # which NumPy would read as numbers
+        raise ValueError(f"column {name} of {kind}")
     return np.asarray(table.column(name).to_numpy(), dtype=float)

@@ -14,6 +14,7 @@ from experiments.report.polyp_tables import Column
 from experiments.report.results_file import BASELINE, RESULTS, Arms, Results, is_number, label
 from experiments.report.text_table import Table, mean_and_std
 from experiments.report.training_plots import learning_curves
+from fsg_jax._files import read_bytes
 from fsg_jax.endoscopy.sizing import BINARY_5, BINARY_10, TRI_CLASS, ClassScheme, Interval
 
 CURVES = ("train_loss", "val_loss", "val_mae", "val_polyp_mae", "val_f1_macro", "val_polyp_f1_macro")
@@ -132,9 +133,9 @@ def _embed_panels(directory: Path, arms: Arms) -> tuple[dict[str, list[str]], li
     problems = []
     for streams, path in ((streams, directory / name) for streams, names in named.items() for name in names):
         try:
-            image = path.read_bytes()
-        except OSError as error:
-            problems.append(f"{path.name}: the panel cannot be read ({error.strerror}).")
+            image = read_bytes(path)
+        except (OSError, ValueError) as error:
+            problems.append(f"{path.name}: the panel cannot be read ({getattr(error, 'strerror', error)}).")
             continue
         if image.startswith(_PNG):
             shown.setdefault(streams, []).append(data_uri(image))
@@ -159,6 +160,8 @@ def _caveats(results: Results, data: dict[str, Predictions]) -> Iterator[str]:
     """What weakens the numbers."""
     records = results.finished
     first = records[0]
+    if unverified := {path for record in records for path in record["data"].get("unverified") or []}:
+        yield f"Without a seal, so that damage or an edit would not be noticed: {', '.join(sorted(unverified))}."
     for name in ("data", "split", "synthetic"):
         if any(record[name] != first[name] for record in records):
             yield f"The runs differ in what they record of {name}; the first run's is shown."

@@ -1,13 +1,16 @@
 """Reading results.jsonl: one JSON object per run, checked, with the line number in every error."""
 
-import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsg_jax._files import parse_json, read_bytes
+from fsg_jax.endoscopy.index.folds import MAX_FOLDS
+
 RESULTS = "results.jsonl"
 BASELINE = "baseline"
+_LEVELS, _LONGEST = 40, 200
+"""Of lists and objects in a record; and characters of a name, which a figure shows."""
 
 Record = dict[str, Any]
 Arms = dict[str, list[Record]]
@@ -77,7 +80,9 @@ def collect(records: Iterable[tuple[str, Record]], source: str) -> Results:
         _check(record, where)
         run = run_name(record)
         if run in finished:
-            raise RecordsError(f"{where}: expected one finished run of {run}, found another in {finished[run][0]}")
+            raise RecordsError(
+                f"{where}: expected one finished run of {' '.join(run.split())}, found another in {finished[run][0]}"
+            )
         finished[run] = where, record
     if not finished:
         raise RecordsError(f"{source}: expected a finished run, found none ({len(unfinished)} unfinished)")
@@ -105,21 +110,23 @@ def run_name(record: Record) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite int or float (True and False are not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is an int or float (True and False are not), finite, and small enough to be squared."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, where)
         except ValueError as error:
-            raise RecordsError(f"{where}: expected JSON, found {error}") from error
+            raise RecordsError(f"{where}: expected JSON, found {error.__cause__}") from error
         if not isinstance(record, dict):
             raise RecordsError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        if _deeper(record, _LEVELS):
+            raise RecordsError(f"{where}: expected at most {_LEVELS} levels of lists and objects, found more")
         yield where, record
 
 
@@ -128,16 +135,82 @@ def _check(record: Record, where: str) -> None:
         value = record.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise RecordsError(f"{where}, {name}: expected {kind.__name__}, found {_shorten(value)}")
+    for name, value, expected, holds in _rules(record):
+        if not holds:
+            raise RecordsError(f"{where}, {name}: expected {expected}, found {_shorten(value)}")
+
+
+def _rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
+    """Name, value, what is expected and whether it is so, of what the types of the fields leave open."""
+    names = [record["experiment"], label(record), *record["gates"]]
+    yield "names", max(names, key=len), f"at most {_LONGEST} characters", max(map(len, names)) <= _LONGEST
+    yield "seed", record["seed"], "an integer from 0 to 2**63 - 1", 0 <= record["seed"] < 2**63
     for row in record["history"]:
-        if not (isinstance(row, dict) and is_number(row.get("epoch"))):
-            raise RecordsError(f"{where}, history: expected rows with an epoch number, found {_shorten(row)}")
+        right = isinstance(row, dict) and is_number(row.get("epoch")) and 0 <= row["epoch"] < 2**53
+        yield "history", row, "rows with an epoch number", right
+        columns = {name: value for name, value in row.items() if name.startswith(("train_", "val_"))}
+        yield "history", row, "numbers in a row", _numeric(columns)
+        means = list((row.get("gates") or {}).values()) if isinstance(row.get("gates"), dict | None) else [None]
+        right = all(isinstance(entry, dict) and _numeric({"mean": entry.get("mean")}) for entry in means)
+        yield "history", row, "gates with a mean by layer", right
     for layer, values in record["gates"].items():
-        if not isinstance(values, list):
-            raise RecordsError(f"{where}, gates of {layer}: expected a list, found {_shorten(values)}")
-    for split in () if is_polyps(record) else _CLASSIFICATION:
+        name = f"gates of {' '.join(layer.split())}"
+        yield name, values, "a list", isinstance(values, list)
+        yield name, values, "numbers", _numeric(dict(enumerate(values)))
+    for name in ("minutes", "compile_seconds"):
+        yield f"facts.{name}", record["facts"].get(name), "a number", _numeric({name: record["facts"].get(name)})
+    weights = record.get("initial_weights") or {}
+    texts = isinstance(weights, dict) and all(isinstance(text, str) for text in weights.values())
+    yield "initial_weights", weights, "texts by path", texts
+    yield from _polyp_rules(record) if is_polyps(record) else _accuracies(record)
+
+
+def _accuracies(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
+    for split in _CLASSIFICATION:
         value = record[split].get("accuracy")
-        if not (is_number(value) and 0 <= value <= 1):
-            raise RecordsError(f"{where}, {split}.accuracy: expected a number in [0, 1], found {_shorten(value)}")
+        yield f"{split}.accuracy", value, "a number in [0, 1]", is_number(value) and 0 <= value <= 1
+
+
+def _polyp_rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
+    def texts(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+    def count(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+    yield "fold", record["fold"], f"an integer from 0 to {MAX_FOLDS - 1}", 0 <= record["fold"] < MAX_FOLDS
+    yield "predictions", record["predictions"], "a path on one line", record["predictions"].isprintable()
+    yield "streams", record["streams"], "a list of texts", texts(record["streams"])
+    yield "panels", record.get("panels"), "a list of paths", texts(record.get("panels") or [])
+    for name in ("test", "validation", "shared"):
+        yield name, record.get(name), "numbers by name", _numeric(record.get(name) or {})
+    dropped, split = record["data"].get("dropped") or {}, record["split"]
+    yield "data.dropped", dropped, "counts by reason", isinstance(dropped, dict)
+    unverified = record["data"].get("unverified") or []
+    yield "data.unverified", unverified, "a list of paths", texts(unverified)
+    number, counts = split.get("num_folds") or 0, split.get("counts") or []
+    yield "split.num_folds", number, f"an integer up to {MAX_FOLDS}", count(number) and number <= MAX_FOLDS
+    yield "split.counts", counts, "a list", isinstance(counts, list)
+    for row in counts:
+        right = isinstance(row, dict) and all(count(row.get(name)) for name in ("fold", "polyps", "frames"))
+        yield "split.counts", row, "fold, size_group, polyps and frames", right and "size_group" in row
+    loss = record["config"].get("loss") or {}
+    clamp = loss.get("clamp_mm") if isinstance(loss, dict) else 0
+    right = clamp is None or (isinstance(clamp, list) and len(clamp) == 2 and all(map(is_number, clamp)))
+    yield "config.loss", loss, "clamp_mm with two numbers", right
+
+
+def _numeric(values: object) -> bool:
+    """Whether it is a mapping to numbers, finite or not, and None."""
+    if not isinstance(values, dict):
+        return False
+    return all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values.values())
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Whether lists and mappings are nested in more levels than these."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _deeper(part, levels - 1) for part in parts)
 
 
 def _shorten(value: object) -> str:

@@ -1,5 +1,6 @@
 """Tables of text cells, and how numbers are written in them."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """The table in GitHub Markdown."""
-        lines = [[_escape(cell) for cell in cells] for cells in (self.columns, *self.rows)]
+        lines = [[" ".join(markdown(cell).split()) for cell in cells] for cells in (self.columns, *self.rows)]
         lines.insert(1, ["---", *["---:" if self.numeric else "---"] * (len(self.columns) - 1)])
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -46,9 +47,12 @@ def text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _escape(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").split())
+def markdown(value: str) -> str:
+    """Text that Markdown shows as it is, on one line: no HTML, heading, link, code or cell can begin in it."""
+    value = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", value)
+    value = re.sub(r"[\\`*|~]|^\s*#|(?<=\])[(\[:]", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", value)
+    return re.sub(r"<(?=[A-Za-z/!?])|&(?=[#A-Za-z])", lambda found: {"<": "&lt;", "&": "&amp;"}[found[0]], value)

@@ -34,7 +34,11 @@ def _learning_curve(arms: Arms, name: str, label: str, scale: float) -> Figure |
                 axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
                 (line,) = axes.plot(epochs, mean, color=colour, markersize=4, linewidth=1.5)
                 every = max(1, epochs.size // 8)
-                line.set(label=arm, marker=_MARKERS[index % len(_MARKERS)], markevery=(index % every, every))
+                line.set(
+                    label=f" {arm}" if arm.startswith("_") else arm,
+                    marker=_MARKERS[index % len(_MARKERS)],
+                    markevery=(index % every, every),
+                )
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = axes.get_legend_handles_labels()

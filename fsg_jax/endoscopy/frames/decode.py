@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int, Shaped, UInt8
 
+from fsg_jax._files import check_file
 from fsg_jax.data.extras import import_extra
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -58,6 +59,7 @@ def open_image(path: Path, remedy: str) -> Iterator[Any]:
     """Opens ``path`` with Pillow; if it cannot be opened, or decoded inside the block, a `FrameError` names it."""
     pillow = import_extra("PIL.Image", "endoscopy")
     try:
+        check_file(path)
         with pillow.open(path) as image:
             yield image
     except FrameError:

@@ -17,6 +17,7 @@ from fsg_jax.endoscopy.index.schema import Table
 DEPTH_INFO = "depth.json"
 DEPTH_MAX = 65535
 _REMEDY = "make it with the depth command"
+_PIXELS = 2**26
 _MODES = ("I;16", "I;16B", "I", "L")
 _INFO = 'expected {"model": ..., "larger_is": "nearer" or "farther"}'
 
@@ -59,6 +60,8 @@ def read_depth(path: Path, placement: Placement) -> Float32[np.ndarray, "size si
       FrameError: the file is missing, damaged or not greyscale.
     """
     with open_image(path, _REMEDY) as image:
+        if image.width * image.height > _PIXELS:
+            raise FrameError(f"{path}: expected at most {_PIXELS} pixels, found {image.width}x{image.height}")
         if image.mode not in _MODES:
             raise FrameError(f"{path}: expected a 16-bit greyscale PNG, found pixels of mode {image.mode}; {_REMEDY}")
         values = import_extra("PIL.Image", "endoscopy").fromarray(np.asarray(image).astype(np.float32))
@@ -119,9 +122,12 @@ def read_depth_info(depth_root: Path) -> DepthInfo:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; {_INFO}")
     values = read_json(path)
-    if "model" not in values or values.get("larger_is") not in ("nearer", "farther"):
-        raise ValueError(f"{path}: {_INFO}, found {values}")
-    return DepthInfo(**{f.name: values[f.name] for f in dataclasses.fields(DepthInfo) if f.name in values})
+    known = {f.name: values[f.name] for f in dataclasses.fields(DepthInfo) if f.name in values}
+    right = isinstance(known.get("model"), str) and known.get("larger_is") in ("nearer", "farther")
+    right &= isinstance(known.get("synthetic", False), bool) and isinstance(known.get("revision") or "", str)
+    if not right:
+        raise ValueError(f"{path}: {_INFO}, found {str(values)[:200]}")
+    return DepthInfo(**known)
 
 
 def write_depth_info(depth_root: Path, info: DepthInfo) -> None:

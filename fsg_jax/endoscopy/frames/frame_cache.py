@@ -12,11 +12,12 @@ from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
-from fsg_jax._checks import check_choice, check_integer
-from fsg_jax._files import TEMPORARY, lock, replacing, write_json
+from fsg_jax._checks import check_choice, check_integer, expect
+from fsg_jax._files import TEMPORARY, check_file, lock, read_json, replacing, write_json
 from fsg_jax.data.extras import import_extra
 from fsg_jax.endoscopy.frames.example_bytes import decode_example, encode_example
 from fsg_jax.endoscopy.frames.source import FrameError, FrameSource, check_row
+from fsg_jax.endoscopy.index.schema import LARGEST
 
 _MANIFEST, _LOCK = "manifest.json", "lock"
 _FILES = "files.npy"
@@ -25,6 +26,7 @@ _FORMAT = 1
 _IN_EXAMPLES = ("dataset", "image_path", "shape", "box", "size_mm")
 _OPTIONS = {"none": "group_size:1,uncompressed", "snappy": "group_size:1,snappy", "zstd": "group_size:1,zstd:1"}
 _SHARDS, _SMALLEST = 256, 256
+_MOST_SHARDS, _LARGEST_SIZE = 2**16, 2**13
 _AHEAD = 8
 """Examples a thread that are decoded before the first of them is written; they are held in memory."""
 _REMEDY = "build the cache again"
@@ -36,7 +38,11 @@ class CacheError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What the examples of a cache are made of, besides the files, and how they lie on disk."""
+    """What the examples of a cache are made of, besides the files, and how they lie on disk.
+
+    Raises:
+      ValueError: a value is out of its range.
+    """
 
     rows: int
     rows_sha256: str
@@ -46,6 +52,15 @@ class Manifest:
     shard_size: int
     compression: str
     format: int = _FORMAT
+
+    def __post_init__(self) -> None:
+        check_integer("rows", self.rows, 0, LARGEST)
+        check_integer("size", self.size, 1, _LARGEST_SIZE)
+        check_integer("shard_size", self.shard_size, max(1, -(-self.rows // _MOST_SHARDS)), 2**63)
+        check_choice("compression", self.compression, list(_OPTIONS))
+        for name in ("keep_aspect", "depth"):
+            expect(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
+        expect(isinstance(self.rows_sha256, str), "rows_sha256", "a SHA-256", self.rows_sha256)
 
     def shards(self, directory: Path) -> dict[Path, range]:
         """Returns the rows in every shard of a cache in ``directory``."""
@@ -58,7 +73,7 @@ class Manifest:
 class CachedSource:
     """The examples of a cache: those of the `FrameSource` it was built from, bit for bit.
 
-    Can be pickled and read from several threads.
+    Can be pickled and read from several threads. ArrayRecord keeps a digest of every record and checks it at each read.
 
     Args:
       directory: the folder that `build_cache` filled.
@@ -77,6 +92,8 @@ class CachedSource:
         self._shards = self.manifest.shards(self.directory)
         if missing := sum(not path.exists() for path in self._shards):
             raise CacheError(f"{directory}: {missing} of {len(self._shards)} shards are missing; run the build again")
+        for path in self._shards:
+            check_file(path, 2**63)
         if source is not None:
             here = _describe(source, self.manifest.shard_size, self.manifest.compression)
             _check_same(self.directory, source, *here, remedy=_REMEDY)
@@ -94,6 +111,8 @@ class CachedSource:
             example = decode_example(self._records[index])
             if example["row"] != index:
                 raise ValueError(f"found row {example['row']}")
+            if (len(example["frame"]), "depth" in example) != (self.size, self.manifest.depth):
+                raise ValueError(f"found {len(example['frame'])} pixels a side, or depth where there is none")
         except (RuntimeError, ValueError, IndexError) as error:
             path = list(self._shards)[index // self.manifest.shard_size]
             raise CacheError(f"{path}: row {index} is damaged ({error}); delete the file and {_REMEDY}") from error
@@ -111,12 +130,12 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected a cache (make one with the cache command)")
     try:
-        manifest = Manifest(**json.loads(path.read_text()))
+        values = read_json(path)
+        if values.get("format") != _FORMAT:
+            raise ValueError(f"expected format {_FORMAT}, found {values.get('format')!r}")
+        return Manifest(**values)
     except (ValueError, TypeError) as error:
         raise CacheError(f"{path} is damaged ({error}); delete the folder and {_REMEDY}") from error
-    if manifest.format != _FORMAT:
-        raise CacheError(f"{path}: expected format {_FORMAT}, found {manifest.format}; {_REMEDY}")
-    return manifest
 
 
 def build_cache(
@@ -200,9 +219,17 @@ def _check_same(directory: Path, source: FrameSource, here: Manifest, files: np.
 def _changed(directory: Path, source: FrameSource, files: np.ndarray) -> str:
     """Says how the files behind the rows have changed since the cache was built; nothing if they have not."""
     try:
-        changed = (np.load(directory / _FILES) != files).any(axis=1)
-    except (OSError, ValueError, EOFError) as error:
+        before = check_file(directory / _FILES) - files.nbytes
+        expect(
+            0 < before < 2**12 and before % 64 == 0,
+            "size in bytes",
+            f"that of {len(files)} rows",
+            files.nbytes + before,
+        )
+        there = np.fromfile(directory / _FILES, np.int64, files.size, offset=before)  # the header is of no use
+    except (OSError, ValueError) as error:
         return f"a damaged {_FILES} ({error})"
+    changed = (there.reshape(files.shape) != files).any(axis=1)
     if not changed.any():
         return ""
     first = source.frame_path(changed.argmax())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Int64
 
-from fsg_jax._checks import check_choice, check_integer
+from fsg_jax._checks import check_choice, check_integer, expect
 from fsg_jax.data.extras import import_extra
 from fsg_jax.endoscopy.index.schema import Table, key_codes, natural_key
 
@@ -20,6 +20,9 @@ PolypKey: TypeAlias = tuple[str, str]
 
 GROUPS = {"patient": "patient_id", "video": "video_id", "polyp": "polyp_id"}
 """What may be kept together, and the column that names it."""
+
+MAX_FOLDS = 1000
+"""More are a mistake, and would take long to count."""
 
 SIZE_GROUPS = ("<= 5 mm", "5 to 10 mm", ">= 10 mm")
 """Names of the size groups that folds are stratified by."""
@@ -34,7 +37,7 @@ class Folds:
     """The fold of every polyp.
 
     Args:
-      num_folds: number of folds, 3 or more: one tests, one validates, the rest train.
+      num_folds: number of folds, 3 to `MAX_FOLDS`: one tests, one validates, the rest train.
       group: what is in one fold only: ``"patient"``, ``"video"`` or ``"polyp"``.
       fold_of: the fold, 0 to ``num_folds - 1``, of each ``(dataset, polyp_id)``.
 
@@ -48,6 +51,7 @@ class Folds:
 
     def __post_init__(self) -> None:
         check_integer("num_folds", self.num_folds, 3)
+        expect(self.num_folds <= MAX_FOLDS, "num_folds", f"at most {MAX_FOLDS}", self.num_folds)
         check_choice("group", self.group, GROUPS)
         for (dataset, polyp), fold in self.fold_of.items():
             check_integer(f"fold of {dataset} {polyp}", fold, 0, self.num_folds - 1)
@@ -160,8 +164,13 @@ def name_some(keys: list[Any], at_most: int = 5) -> str:
 
 def reference_id(dataset: str, text: str) -> str:
     """A polyp or video id as published lists write it: SUN cases are integers there, ``case012`` is ``12``."""
-    match = re.fullmatch(r"(?:case)?(\d+)", text) if dataset == "sun" else None
+    match = re.fullmatch(r"(?:case)?(\d{1,99})(?:\.0*)?", text) if dataset == "sun" else None
     return str(int(match[1])) if match else text
+
+
+def whole_id(dataset: str, text: str) -> str:
+    """An id as the index writes it: a SUN case that a program has made a decimal, ``12.0``, is ``12``."""
+    return reference_id(dataset, text) if text.endswith((".", ".0")) else text
 
 
 def _reference_order(key: PolypKey) -> tuple[Any, ...]:

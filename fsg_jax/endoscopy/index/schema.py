@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int64
 
-from fsg_jax._files import replacing
+from fsg_jax._checks import expect
+from fsg_jax._files import check_file, parse_json, replacing
 from fsg_jax.data.extras import import_extra
+from fsg_jax.endoscopy.index.seals import COMMAND, check_seal, table_digest
 
 Table: TypeAlias = Any
 """A `pyarrow.Table` with the columns of `COLUMNS`."""
@@ -30,6 +32,8 @@ in pixels of the frame, inside it. `size_censored`: the polyp is `size_mm` or la
 """
 
 METADATA = b"fsg_jax.index"
+LARGEST = 2**24
+"""Rows of an index; one with more is refused before it is read."""
 _NULLABLE = ("mask_path", "size_mm")
 _SEPARATOR = "\0"
 
@@ -43,7 +47,7 @@ def index_schema() -> Any:
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key by which digits compare as numbers: ``case2`` before ``case10``."""
     parts = re.split(r"(\d+)", text)
-    return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part)
+    return tuple((1, int(part[-4000:]), part) if part.isdecimal() else (0, 0, part) for part in parts if part)
 
 
 def key_codes(table: Table, columns: Sequence[str]) -> tuple[Rows, list[tuple[str, ...]]]:
@@ -82,7 +86,7 @@ def sort_index(table: Table) -> Table:
 
 
 def write_index(table: Table, path: Path, roots: Mapping[str, str]) -> None:
-    """Writes `table`, sorted, as Parquet, whole or not at all, with the root folder of every dataset in it.
+    """Writes `table`, sorted, as Parquet, whole or not at all, with its seal and the root folder of every dataset.
 
     Raises:
       ValueError: the columns are not those of `COLUMNS`, or a dataset has no root.
@@ -91,9 +95,11 @@ def write_index(table: Table, path: Path, roots: Mapping[str, str]) -> None:
     table = check_index(table, str(path))
     if missing := set(table.column("dataset").unique().to_pylist()) - set(roots):
         raise ValueError(f"roots: expected the folder of every dataset, found none for {sorted(missing)}")
-    table = sort_index(table).replace_schema_metadata({METADATA: json.dumps({"roots": dict(roots)})})
+    table = sort_index(table)
+    metadata = {"roots": dict(roots), "sha256": table_digest(table, dict(roots))}
     with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        table = table.replace_schema_metadata({METADATA: json.dumps(metadata)})
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
@@ -101,38 +107,103 @@ def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
 
     Raises:
       FileNotFoundError: a path does not exist.
-      ValueError: a file is no index, or two indexes hold the same dataset.
+      ValueError: a file is no index, is damaged or was edited since it was sealed, or two indexes hold one dataset.
     """
     if not paths:
         raise ValueError("read_index: expected at least one path, found none")
-    pa, pq = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.parquet", "endoscopy")
+    pa = import_extra("pyarrow", "endoscopy")
     tables: list[Table] = []
     roots: dict[str, Path] = {}
-    for path in map(Path, paths):
-        file = path / "index.parquet" if path.is_dir() else path
-        if not file.exists():
-            raise FileNotFoundError(f"{file}: no such file; expected an index (make one with the index command)")
-        try:
-            table = pq.read_table(file)
-            found = json.loads(table.schema.metadata[METADATA])["roots"]
-        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: expected an index of polyps, found {type(error).__name__}: {error}") from error
-        if twice := sorted(found.keys() & roots.keys()):
+    for path in paths:
+        file = index_file(path)
+        table, metadata = _read(file)
+        found = _parse(metadata, file)
+        table = check_index(table, str(file)).replace_schema_metadata(None)
+        if "sha256" in found:
+            check_seal(file, found["sha256"], table_digest(table, found["roots"]))
+        if twice := sorted(found["roots"].keys() & roots.keys()):
             raise ValueError(f"{path}: expected each dataset in one index, found {twice[0]!r} again")
-        tables.append(check_index(table, str(file)).replace_schema_metadata(None))
-        roots |= {name: Path(root) for name, root in found.items()}
+        tables.append(table)
+        roots |= {name: Path(root) for name, root in found["roots"].items()}
     return sort_index(pa.concat_tables(tables)), roots
+
+
+def seal_index(path: Path, roots: Mapping[str, str]) -> None:
+    """Writes an index anew, sealed as it is now, after an edit that is wanted.
+
+    Args:
+      path: the file, or its folder.
+      roots: of datasets that have another root, or none any more since a program dropped the metadata.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_index`, but for the seal; or a dataset has no root.
+    """
+    file = index_file(path)
+    table, metadata = _read(file)
+    known = _parse(metadata, file)["roots"] if METADATA in (metadata or ()) else {}
+    write_index(table, file, known | dict(roots))
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether an index, which can be read, has a seal."""
+    file = index_file(path)
+    return "sha256" in _parse(import_extra("pyarrow.parquet", "endoscopy").read_metadata(file).metadata, file)
+
+
+def index_file(path: Path) -> Path:
+    """The file of an index; of a folder, its ``index.parquet``.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    file = path / "index.parquet" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file; expected an index (make one with the index command)")
+    return file
+
+
+def _read(file: Path) -> tuple[Table, Any]:
+    """The table of a Parquet file and its metadata, if any; a damaged page is an error."""
+    pa, pq = import_extra("pyarrow", "endoscopy"), import_extra("pyarrow.parquet", "endoscopy")
+    check_file(file)
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            expect(opened.metadata.num_rows <= LARGEST, "rows", f"at most {LARGEST}", opened.metadata.num_rows)
+            table, metadata = opened.read(), opened.metadata.metadata
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        raise ValueError(f"{file}: expected an index of polyps, found {type(error).__name__}: {error}") from error
+    return table, metadata
+
+
+def _parse(metadata: Any, file: Path) -> dict[str, Any]:
+    """``roots`` and, if it is sealed, ``sha256`` of an index."""
+    try:
+        if METADATA not in (metadata or ()):
+            raise TypeError("a table without what an index says of itself")
+        found = parse_json(metadata[METADATA], METADATA.decode())
+        if not {"roots"} <= found.keys() <= {"roots", "sha256"}:
+            raise ValueError(f"the keys {sorted(found)}")
+        if not all(isinstance(root, str) for root in found["roots"].values()):
+            raise ValueError(f"the roots {found['roots']}")
+    except (TypeError, AttributeError, ValueError) as error:
+        remedy = f"if another program wrote it: {COMMAND} {file} --root DATASET=FOLDER"
+        found = f"{type(error).__name__}: {error}; {remedy}"
+        raise ValueError(f"{file}: expected an index of polyps, found {found}") from error
+    return found
 
 
 def check_index(table: Table, origin: str) -> Table:
     """`table` cast to the schema.
 
     Raises:
-      ValueError: columns are missing or of another type, or a value is null that must not be.
+      ValueError: columns are missing, twice there or of another type, or a value is null that must not be.
     """
     pa = import_extra("pyarrow", "endoscopy")
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(f"{origin}: expected columns {missing}, found {table.column_names}")
+    if twice := [name for name in COLUMNS if table.column_names.count(name) > 1]:
+        raise ValueError(f"{origin}: expected each column once, found {twice} again")
     if nulls := [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]:
         raise ValueError(f"{origin}: expected empty values in {list(_NULLABLE)} only, found some in {nulls}")
     try:

@@ -1,5 +1,8 @@
 """Folds in CSV files: our own, the reference's official lists, and the audit's patient-stratified folds."""
 
+import csv
+import hashlib
+import io
 import os
 import re
 from collections import Counter, defaultdict
@@ -7,9 +10,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from fsg_jax.endoscopy.index.csv_rows import read_rows, writing_rows
-from fsg_jax.endoscopy.index.folds import Folds, PolypKey, SplitError, name_some, polyp_order, reference_id
+from fsg_jax._files import write_text
+from fsg_jax.endoscopy.index.csv_rows import read_rows
+from fsg_jax.endoscopy.index.folds import (
+    MAX_FOLDS,
+    Folds,
+    PolypKey,
+    SplitError,
+    name_some,
+    polyp_order,
+    reference_id,
+    whole_id,
+)
 from fsg_jax.endoscopy.index.schema import Table, polyp_keys
+from fsg_jax.endoscopy.index.seals import check_seal, read_seal, write_seal
 
 COLUMNS = ("dataset", "polyp_id", "fold", "num_folds", "group")
 """Of a file of folds, in this order; the last two have one value each, and `read_folds` can do without them."""
@@ -19,14 +33,20 @@ _AUDIT = ("video_id", "label", "dataset", "fold")
 
 
 def write_folds(folds: Folds, path: str | os.PathLike) -> None:
-    """Writes a CSV with the columns of `COLUMNS`, polyps in natural order; the file is written whole or not at all."""
-    with writing_rows(Path(path), COLUMNS) as writer:
-        for key in sorted(folds.fold_of, key=polyp_order):
-            writer.writerow((*key, folds.fold_of[key], folds.num_folds, folds.group))
+    """Writes a CSV with the columns of `COLUMNS`, polyps in natural order, whole or not at all; its seal is beside it.
+
+    The seal is there first: no file of ours is ever without one.
+    """
+    text = _csv(folds.fold_of, folds.num_folds, folds.group)
+    write_seal(Path(path), _digest(text))
+    write_text(Path(path), text)
 
 
 def read_folds(path: str | os.PathLike, *, num_folds: int | None = None, group: str | None = None) -> Folds:
-    """Reads folds from a CSV with the columns dataset, polyp_id and fold.
+    """Reads folds from a CSV with the columns dataset, polyp_id and fold, and checks its seal if it has one.
+
+    The seal is that of the folds: a program that writes the same ones in another way (``0.0`` for ``0``, with columns
+    of its own, in another order) breaks none.
 
     Args:
       path: the file.
@@ -36,12 +56,29 @@ def read_folds(path: str | os.PathLike, *, num_folds: int | None = None, group: 
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file lacks columns or rows, holds a value that is no fold, or a polyp twice.
+      ValueError: the file lacks columns or rows, holds a value that is no fold, or a polyp twice, or is not as it was
+        sealed.
     """
+    own = _read(path)
+    if (sealed := read_seal(Path(path))) is not None:
+        check_seal(Path(path), sealed, _digest(_csv(*own)))
+    try:
+        return Folds(num_folds or own[1], group or own[2], own[0])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def seal_folds(path: str | os.PathLike) -> None:
+    """Seals the folds as they are in the file now, after an edit that is wanted; raises as `read_folds` does."""
+    write_seal(Path(path), _digest(_csv(*_read(path))))
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[PolypKey, int], int, str]:
+    """The fold of every polyp, the number of folds and the group, as the file has them or by default."""
     fold_of: dict[PolypKey, int] = {}
     stated: dict[str, set[str]] = {name: set() for name in COLUMNS[3:]}
     for line, row in read_rows(Path(path), COLUMNS[:3], COLUMNS[3:], exact=True):
-        key = row["dataset"], row["polyp_id"]
+        key = row["dataset"], whole_id(row["dataset"], row["polyp_id"])
         if key in fold_of:
             raise ValueError(f"{path}, line {line}: expected each polyp once, found {' '.join(key)} again")
         fold_of[key] = _integer(row, "fold", f"{path}, line {line}")
@@ -52,12 +89,21 @@ def read_folds(path: str | os.PathLike, *, num_folds: int | None = None, group: 
     for name, values in stated.items():
         if len(values) > 1:
             raise ValueError(f"{path}: {name}: expected one value in all rows, found {sorted(values)[:5]}")
-    own_number, own_group = (values.pop() for values in stated.values())
-    try:
-        num_folds = num_folds or int(own_number or max(fold_of.values()) + 1)
-        return Folds(num_folds, group or own_group or "polyp", fold_of)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    number, group = (values.pop() for values in stated.values())
+    own = _integer({"num_folds": number}, "num_folds", str(path)) if number else max(fold_of.values()) + 1
+    return fold_of, own, group or "polyp"
+
+
+def _csv(fold_of: Mapping[PolypKey, int], num_folds: int, group: str) -> str:
+    """The text of the file; equal folds have equal texts."""
+    file = io.StringIO()
+    rows = ((*key, fold_of[key], num_folds, group) for key in sorted(fold_of, key=polyp_order))
+    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    return file.getvalue()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ImportedFolds(NamedTuple):
@@ -196,8 +242,8 @@ def _reference_key(dataset: str, text: str) -> PolypKey:
 
 def _frame_number(text: str) -> int | str:
     """The number that a frame's id ends in, for zeros in front are lost in CSV; the id if there is none."""
-    match = re.search(r"\d+$", text)
-    return int(match[0]) if match else text
+    match = re.fullmatch(r"(\d{1,99})\.0*", text) or re.search(r"(\d{1,99})$", text)
+    return int(match[1]) if match else text
 
 
 def _same_size(text: str, size: float | None) -> bool:
@@ -208,8 +254,10 @@ def _same_size(text: str, size: float | None) -> bool:
 
 
 def _integer(row: Mapping[str, str], name: str, where: str) -> int:
-    """The integer in a cell, ``3`` or ``3.0``."""
+    """The integer in a cell, ``3`` or ``3.0``, below `MAX_FOLDS` or that."""
     whole, _, rest = row[name].partition(".")
     if not (whole.isascii() and whole.isdecimal()) or rest.strip("0"):
-        raise ValueError(f"{where}: {name}: expected an integer >= 0, found {row[name]!r}")
+        raise ValueError(f"{where}: {name}: expected an integer >= 0, found {row[name][:30]!r}")
+    if len(whole.lstrip("0")) > len(str(MAX_FOLDS)) or int(whole) > MAX_FOLDS:
+        raise ValueError(f"{where}: {name}: expected an integer from 0 to {MAX_FOLDS}, found {row[name][:30]}")
     return int(whole)

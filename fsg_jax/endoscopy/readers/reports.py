@@ -1,5 +1,6 @@
 """What is not in an index and why, what is remarkable about the rest, and the CSV files that tell it."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
@@ -84,14 +85,28 @@ class RefusedError(ValueError):
         return Event(file, item, self.reason, self.detail)
 
 
+def harmless(cell: str) -> str:
+    """The cell with an apostrophe before it if a spreadsheet would take it for a formula; a number is left as it is.
+
+    A carriage return, which would end the row, becomes ``\\r``.
+    """
+    cell = cell.replace("\r", "\\r")
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\n")) or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell):
+        return cell
+    return f"'{cell}"
+
+
 def write_reports(events: Iterable[Event], out: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Writes a row for every event to `DROPPED`, or to `NOTED` if it is a `Note`; returns the counts by reason."""
+    """Writes a row for every event to `DROPPED`, or to `NOTED` if it is a `Note`; returns the counts by reason.
+
+    These files are for people and are never read back: their cells are `harmless`.
+    """
     dropped: Counter[str] = Counter()
     noted: Counter[str] = Counter()
     known_notes = frozenset(Note)
     with writing_rows(out / DROPPED, Event._fields) as drops, writing_rows(out / NOTED, Event._fields) as notes:
         for event in events:
             writer, counts = (notes, noted) if event.reason in known_notes else (drops, dropped)
-            writer.writerow(event)
+            writer.writerow(map(harmless, event))
             counts[str(event.reason)] += 1
     return dict(dropped.most_common()), dict(noted.most_common())
