@@ -157,3 +157,88 @@ def test_another_model_is_refused_and_kept(tmp_path):
     with pytest.raises(fsg.CheckpointError, match=r"missing.*unknown"):
         fsg.Checkpointer(tmp_path).restore(new_state(Mlp(), fsg.routed(params=optax.adam(0.1), gates=optax.sgd(0.1))))
     assert (tmp_path / "1").is_dir()
+
+
+@pytest.mark.parametrize("smallest", [False, True])
+def test_nan_is_the_worst_value(tmp_path, smallest):
+    sign = -1 if smallest else 1
+    scores = {1: 0.9 * sign, 2: float("nan"), 3: 0.4 * sign}
+    options = {"keep_last": 1, "best": "val_accuracy", "smallest": smallest}
+    checkpointer = save(tmp_path, 1, 2, 3, metrics=scores, **options)
+    assert (checkpointer.steps(), checkpointer.best_step()) == ([1, 3], 1)
+    checkpointer.close()
+    with fsg.Checkpointer(tmp_path, **options) as again:
+        assert (again.steps(), again.best_step()) == ([1, 3], 1)
+
+
+def test_metrics_that_are_all_nan_tell_no_best(tmp_path):
+    checkpointer = save(tmp_path, 1, 2, metrics={1: float("nan"), 2: float("nan")}, best="val_accuracy")
+    assert (checkpointer.steps(), checkpointer.best_step()) == ([1, 2], None)
+
+
+def test_a_step_that_is_not_the_latest_is_not_skipped_silently(tmp_path):
+    with fsg.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(trained(2))
+        for step in (1, 2):
+            with pytest.raises(fsg.CheckpointError, match=f"expected a step after 2, which is there, found {step}"):
+                checkpointer.save(trained(step))
+        assert checkpointer.steps() == [2]
+
+
+def test_a_block_ends_when_all_is_saved(tmp_path):
+    with fsg.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(trained(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_what_is_no_json_is_refused_at_once(tmp_path):
+    with pytest.raises(fsg.CheckpointError, match="not JSON serializable"):
+        fsg.Checkpointer(tmp_path).save(trained(1), extra={"a": object()})
+
+
+def test_a_checkpoint_without_a_seal_is_read(tmp_path):
+    """As those of before 2026-11-27, whose metrics were a file of their own."""
+    save(tmp_path, 1, 2).close()
+    for step, score in ((1, 0.9), (2, 0.5)):
+        file = tmp_path / str(step) / "meta" / "metadata"
+        meta = json.loads(file.read_text())
+        file.write_text(json.dumps({key: meta[key] for key in ("data", "extra", "crc32")}))
+        (tmp_path / str(step) / "metrics").mkdir()
+        (tmp_path / str(step) / "metrics" / "metrics").write_text(json.dumps({"val_accuracy": score}))
+    checkpointer = fsg.Checkpointer(tmp_path, best="val_accuracy")
+    state = trained(1)
+    assert checkpointer.best_step() == 1
+    assert checkpointer.restore(new_state(state.model, state.tx)).data == {"step": 2}
+
+
+def test_one_of_another_run_is_treated_as_damaged(tmp_path):
+    save(tmp_path, 1, 2).close()
+    state = trained(1)
+    template = new_state(state.model, state.tx)
+    checkpointer = fsg.Checkpointer(tmp_path)
+    with pytest.warns(UserWarning, match=r"2 is damaged \(ValueError: note: expected at 1, found at 2\)"):
+        restored = checkpointer.restore(template, expect={"note": "at 1", "another": 3})
+    assert restored.step == 1
+
+
+@pytest.mark.parametrize("name", ["48", "99999999999", "01"])
+def test_a_folder_with_another_name_than_its_step_is_not_used(tmp_path, name):
+    save(tmp_path, 1, 2).close()
+    (tmp_path / "2").rename(tmp_path / name)
+    with pytest.warns(
+        UserWarning, match=rf"{name} is damaged \(ValueError: it is of step 2\).*aside as {name}\.corrupt"
+    ):
+        checkpointer = fsg.Checkpointer(tmp_path)
+    assert checkpointer.steps() == [1]
+    checkpointer.save(trained(2))
+    checkpointer.wait()
+    assert checkpointer.steps() == [1, 2]
+
+
+def test_a_url_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(ValueError, match="gs://bucket/x: expected a path of a local file system"):
+        fsg.Checkpointer("gs://bucket/x")
+    assert fsg.Checkpointer("~/x").directory == tmp_path / "home" / "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.run_folder import check_record
 from fsg_jax._files import parse_json, read_bytes
 from fsg_jax.endoscopy.index.folds import MAX_FOLDS
 
@@ -138,6 +139,10 @@ def _check(record: Record, where: str) -> None:
     for name, value, expected, holds in _rules(record):
         if not holds:
             raise RecordsError(f"{where}, {name}: expected {expected}, found {_shorten(value)}")
+    try:
+        check_record(record, where)
+    except ValueError as error:
+        raise RecordsError(str(error)) from error
 
 
 def _rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
