@@ -18,6 +18,9 @@ LARGEST = 2**28
 """Bytes of a file that is read at once, 256 MiB; a larger one is none of ours."""
 
 
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
+
+
 class BusyError(RuntimeError):
     """Another process holds the lock."""
 
@@ -64,6 +67,11 @@ def local(path: str | os.PathLike) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text := os.fspath(path)):
         raise ValueError(f"{text}: expected a path of a local file system, found a URL")
     return Path(text).expanduser()
+
+
+def is_system_file(name: str) -> bool:
+    """Whether an operating system leaves files or folders of this name among others: ``._a.jpg``, ``Thumbs.db``."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def check_file(path: str | os.PathLike, limit: int = LARGEST) -> int:
