@@ -172,7 +172,10 @@ def patched(place: int, value: bytes) -> Callable[[Path], None]:
 def again(name: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         np.savez(path, **cifar_files.npz_content())
-        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning) if "npy" in name else open(os.devnull):
+        with (
+            zipfile.ZipFile(path, "a") as archive,
+            pytest.warns(UserWarning, match="Duplicate") if "npy" in name else open(os.devnull),
+        ):
             archive.writestr(name, b"2")
 
     return write

@@ -21,7 +21,7 @@ def read_tfds(path: Path, split: str) -> Cifar100Split:
     """Reads the prepared version folder ``path``, sorted by ``id`` into the official order.
 
     Raises:
-      ValueError: it is not prepared as array_record, has no regular file or too many rows, or rows are missing.
+      ValueError: it is not prepared as array_record, has too many rows or too few, or one of its files is no file.
       ImportError: tensorflow-datasets is not installed.
     """
     for file in path.iterdir():

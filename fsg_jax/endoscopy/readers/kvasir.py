@@ -31,14 +31,18 @@ from fsg_jax.endoscopy.readers.boxes import CORNERS, Box, parse_pixels
 from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
-from fsg_jax.endoscopy.readers.verify import MAX_BYTES, Verify, check_frame
+from fsg_jax.endoscopy.readers.verify import MAX_BYTES as MAX_IMAGE
+from fsg_jax.endoscopy.readers.verify import Verify, check_frame
 
 CSV_FILE = "index.csv"
 JSON_FILES = ("kavsir_bboxes.json", "kvasir_bboxes.json")
 """As distributed, and as one would spell it."""
 
-MAX_BOXES = 16 << 20
-"""Bytes of the file of boxes."""
+MAX_BYTES = 4 << 20
+"""Of the file of boxes."""
+
+MAX_BOXES = 1000
+"""Of a frame."""
 
 FRAMES_PER_CHUNK = 128
 MASK_TOLERANCE = 0.05
@@ -78,7 +82,7 @@ def open_kvasir(root: Path, *, name: str = "kvasir_seg", verify: Verify = "decod
     found = [file for file in (root / CSV_FILE, *(root / name for name in JSON_FILES)) if file.exists()]
     if not found:
         raise FileNotFoundError(f"{root}: expected {CSV_FILE}, or {JSON_FILES[0]} with images/ and masks/")
-    check_file(found[0], MAX_BOXES)
+    check_file(found[0], MAX_BYTES)
     entries, events = _read_csv(found[0]) if found[0].name == CSV_FILE else _read_json(found[0])
     entries.sort(key=lambda entry: natural_key(entry.kvasir_id))
     return Kvasir(name, root, verify, PolypSizes(), {}, layout.is_synthetic(root), events, tuple(entries))
@@ -168,7 +172,7 @@ def _mask_extent(path: Path, shape: tuple[int, int]) -> Float64[np.ndarray, "4"]
     if not path.is_file():
         raise RefusedError(Note.NO_MASK, "no such file")
     try:
-        check_file(path, MAX_BYTES)
+        check_file(path, MAX_IMAGE)
         with pillow.open(path) as image:
             found = image.size  # before the pixels are read: that of the frame is bounded
             foreground = np.asarray(image.convert("L")) > 127 if found == shape else None
@@ -215,8 +219,8 @@ def _read_json(file: Path) -> tuple[list[Entry], list[Event]]:
 
 
 def _entry(name: str, image: str, width: Any, height: Any, boxes: Any) -> Entry:
-    if not plain_id(name) or not isinstance(boxes, list):
-        raise ValueError("no id, or no list of boxes")
+    if not plain_id(name) or not isinstance(boxes, list) or len(boxes) > MAX_BOXES:
+        raise ValueError(f"no id, or no list of at most {MAX_BOXES} boxes")
     sides = parse_pixels(str(width), "the width"), parse_pixels(str(height), "the height")
     corners = [[str(box.get(name, "")) if isinstance(box, Mapping) else "" for name in CORNERS] for box in boxes]
     return Entry(name, image, *sides, tuple(map(tuple, corners)))

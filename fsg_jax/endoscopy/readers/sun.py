@@ -30,7 +30,7 @@ from fsg_jax.endoscopy.readers.sizes import read_sizes
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
 
 SIZES = "metadata/sun_dataset_labels.csv"
-MAX_BYTES = 2 << 20
+MAX_BYTES = 1 << 20
 """Of an annotation file, which has about 100 bytes a frame; a larger one is dropped."""
 
 _CASE = re.compile(r"(?:case)?(\d+)", re.ASCII | re.I)
