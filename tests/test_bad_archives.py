@@ -11,12 +11,13 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cifar_files
 import numpy as np
 import pytest
 
-from fsg_jax.data import archives, load_cifar100, load_pickle, read_archive
+from fsg_jax.data import archives, load_cifar100, load_pickle, read_archive, tfds_source
 
 load = functools.partial(load_cifar100, checksum=False)
 MEMBERS = {"top/a": b"first" * 300, "top/b": b"second" * 10}
@@ -340,6 +341,19 @@ def test_no_regular_file_is_opened(tmp_path, kind, fault, checksum):
     first = "|test: expected md5" if checksum else ""
     with pytest.raises(ValueError, match=rf"({name}: expected {expected}, found {first})"):
         load_cifar100(given, "test", checksum=checksum)
+
+
+def test_a_prepared_copy_that_is_refused(tmp_path, monkeypatch):
+    info = SimpleNamespace(name="cifar100", file_format=SimpleNamespace(value="array_record"))
+    source = SimpleNamespace(info=info, as_data_source=lambda split: range(2**40))
+    module = SimpleNamespace(builder_from_directory=lambda path: source)
+    monkeypatch.setattr(tfds_source, "import_extra", lambda *_: module)
+    (tmp_path / "dataset_info.json").touch()
+    with pytest.raises(ValueError, match="expected at most 268435456 bytes of images, found 1099511627776 images"):
+        load(tmp_path, "test")
+    os.mkfifo(tmp_path / "cifar100-test.array_record")
+    with pytest.raises(ValueError, match="array_record: expected a regular file, found"):
+        load(tmp_path, "test")
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/cifar100", "s3://bucket/a.npz"])
