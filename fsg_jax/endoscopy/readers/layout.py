@@ -150,8 +150,8 @@ def read_annotation(path: str, limit: int) -> bytes:
             raise RefusedError(Reason.EMPTY_FILE, "no bytes")
         if found.st_size > limit:
             raise RefusedError(Reason.LARGE_FILE, f"{found.st_size} bytes; expected at most {limit}")
-        with open(path, "rb") as file:
-            return file.read(found.st_size)
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise RefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
 

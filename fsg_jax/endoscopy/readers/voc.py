@@ -14,9 +14,8 @@ _VALUES = {f"/annotation/size/{name}": name for name in ("width", "height")} | {
 _VALUES |= {f"{_OBJECT}/bndbox/{name}": name for name in CORNERS}
 _SINGLE = {"/annotation/size": "size", f"{_OBJECT}/bndbox": "bndbox"} | _VALUES
 
-
-Found: TypeAlias = dict[str, list[str]]
-"""The texts of the elements of one name, of a frame or of an object."""
+Found: TypeAlias = dict[str, str]
+"""The text of each element of `_SINGLE`; that of a repeated one is joined, so that it reads as no number or known id."""
 
 
 class VocObject(NamedTuple):
@@ -48,22 +47,23 @@ def parse_annotation(data: bytes) -> Annotation:
     objects: list[Found] = []
 
     def start(tag: str, _: object) -> None:
-        path = f"{paths[-1]}/{tag}"
-        if len(paths) > MAX_DEPTH or paths[-1] in _VALUES:
-            found = f"<{tag[:40]}> in {paths[-1][:80]}"
+        parent = paths[-1]
+        if parent in _VALUES or len(paths) > MAX_DEPTH:
+            found = f"<{tag[:40]}> in {parent[:80]}"
             raise RefusedError(Reason.BROKEN_XML, f"{found}; expected at most {MAX_DEPTH} levels, and plain values")
-        if not root:
-            root.append(tag)
-        elif path == _OBJECT:
+        paths.append(path := f"{parent}/{tag}")
+        if path == _OBJECT:
             objects.append({})
-        paths.append(path)
+        elif not parent:
+            root.append(tag)
         text.clear()
 
     def end(_: str) -> None:
         name = _SINGLE.get(path := paths.pop())
         if name is not None:
             found = objects[-1] if path.startswith(_OBJECT) else size
-            found.setdefault(name, []).append("".join(text).strip())
+            written = "".join(text).strip() if path in _VALUES else ""
+            found[name] = f"{found[name]} | {written}" if name in found else written
 
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -80,21 +80,16 @@ def parse_annotation(data: bytes) -> Annotation:
     for name in ("width", "height"):
         if name not in size:
             raise RefusedError(Reason.NO_FRAME_SIZE, f"no size/{name}")
-    if len(size["size"]) > 1:
-        raise RefusedError(Reason.FRAME_SIZE, f"{len(size['size'])} elements size; expected one")
-    width, height = (parse_pixels(_value(size, name), f"size/{name}") for name in ("width", "height"))
+    if size["size"]:
+        raise RefusedError(Reason.FRAME_SIZE, "several elements size; expected one")
+    width, height = (parse_pixels(size[name], f"size/{name}") for name in ("width", "height"))
     return Annotation(width, height, tuple(map(_lesion, objects)))
 
 
 def _lesion(found: Found) -> VocObject:
-    boxes = len(found.get("bndbox", ()))
-    corners = (f"in {boxes} boxes",) * len(CORNERS) if boxes > 1 else tuple(_value(found, name) for name in CORNERS)
-    return VocObject(_value(found, "unique_id"), corners)
-
-
-def _value(found: Found, name: str) -> str:
-    """The text of an element; that of a repeated one is joined, so that it reads as no number and no known id."""
-    return " | ".join(found.get(name, ()))
+    twice = found.get("bndbox")
+    corners = ["in several boxes" if twice else found.get(name, "") for name in CORNERS]
+    return VocObject(found.get("unique_id", ""), tuple(corners))
 
 
 def _refuse_doctype(name: str, *_: object) -> None:
