@@ -15,7 +15,7 @@ _VALUES |= {f"{_OBJECT}/bndbox/{name}": name for name in CORNERS}
 _SINGLE = {"/annotation/size": "size", f"{_OBJECT}/bndbox": "bndbox"} | _VALUES
 
 Found: TypeAlias = dict[str, str]
-"""The text of each element of `_SINGLE`; that of a repeated one is joined, so that it reads as no number or known id."""
+"""The text of each element of `_SINGLE`; that of a repeated one is joined, and reads as no number and no known id."""
 
 
 class VocObject(NamedTuple):
