@@ -22,6 +22,9 @@ LARGEST = 2**28
 """Bytes of a file that is read at once, 256 MiB; a larger one is none of ours."""
 
 
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
+
+
 class BusyError(RuntimeError):
     """Another process holds the lock."""
 
@@ -71,6 +74,11 @@ def local(path: str | os.PathLike) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{text}: expected a path, found a user without a home directory") from error
+
+
+def is_system_file(name: str) -> bool:
+    """Whether an operating system leaves files or folders of this name among others: ``._a.jpg``, ``Thumbs.db``."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def check_file(path: str | os.PathLike, limit: int = LARGEST) -> int:

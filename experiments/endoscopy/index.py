@@ -1,6 +1,5 @@
 """Makes the index of a dataset of polyps: `python -m experiments.index COMMAND`."""
 
-import hashlib
 import os
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -12,14 +11,14 @@ from tqdm import tqdm
 
 from experiments.errors import StopRequested, UserError, run_main
 from experiments.run_folder import RunFolder, writing_to
-from fsg_jax._files import read_json, write_json
+from fsg_jax._files import check_file, digest, read_json, write_json
 from fsg_jax.endoscopy.index.schema import read_index, write_index
 from fsg_jax.endoscopy.readers.indexing import INDEX, build_index
 from fsg_jax.endoscopy.readers.kvasir import CSV_FILE, JSON_FILES, open_kvasir
 from fsg_jax.endoscopy.readers.layout import Layout
 from fsg_jax.endoscopy.readers.real_colon import open_real_colon
 from fsg_jax.endoscopy.readers.reference_lists import export_lists, read_lists
-from fsg_jax.endoscopy.readers.reports import write_reports
+from fsg_jax.endoscopy.readers.reports import DROPPED, NOTED, write_reports
 from fsg_jax.endoscopy.readers.sizes import read_patients
 from fsg_jax.endoscopy.readers.sun import SIZES, open_sun
 from fsg_jax.endoscopy.readers.verify import Verify
@@ -105,6 +104,8 @@ def export(index: Root, out: Path) -> None:
         out: Folder of the lists, polypsizing_{real,sun}_part*.csv.
     """
     table, _ = read_index(index)
+    if not len(table):
+        raise UserError(f"{index}: expected an index with rows, found none")
     with writing_to(out):
         paths = export_lists(table, out)
     print(f"{len(table)} rows in {len(paths)} lists, in {out}")
@@ -123,7 +124,9 @@ def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root:
     if not lists:
         raise UserError("lists: expected the paths of polypsizing_*.csv, found none")
     config: dict[str, Any] = {"index": "import-lists", "root": {name: str(path) for name, path in roots.items()}}
-    config["tables"] = {str(path.resolve()): _digest(path) for path in lists}
+    for path in lists:
+        check_file(path)
+    config["tables"] = {str(path.resolve()): digest(path) for path in lists}
     with RunFolder(out, config, resume=True):
         started = time.monotonic()
         table, events = read_lists(lists, roots)
@@ -133,13 +136,13 @@ def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root:
             write_index(table, out / INDEX, {name: str(path) for name, path in roots.items() if name in found})
         counts = {"lists": len(lists), "rows": len(table), "dropped": dropped, "notes": notes}
         counts |= {"synthetic": any(table.column("synthetic").to_pylist())}
-        _finish(out, counts | {"seconds": round(time.monotonic() - started, 2)})
+        _finish(out, counts | {"seconds": round(time.monotonic() - started, 2)}, len(lists))
 
 
 def _index(command: str, layout: Layout, tables: list[Path | None], out: Path, workers: int) -> None:
     """Indexes a dataset; `tables`, those of them that exist, are part of what the folder is for."""
     config: dict[str, Any] = {"index": command, "root": str(layout.root), "name": layout.name, "verify": layout.verify}
-    digests = {path.name: _digest(path) for path in tables if path is not None and path.exists()}
+    digests = {path.name: digest(path) for path in tables if path is not None and path.exists()}
     config |= {"synthetic": layout.synthetic, "tables": digests}
     with RunFolder(out, config, resume=True):
         if (out / SUMMARY).exists():
@@ -154,10 +157,20 @@ def _index(command: str, layout: Layout, tables: list[Path | None], out: Path, w
                 ) from error
             except KeyboardInterrupt:
                 raise StopRequested(f"stopped; the same command continues in {out}") from None
-        _finish(out, counts)
+        _finish(out, counts, counts["files"])
 
 
-def _finish(out: Path, counts: dict[str, Any]) -> None:
+def _finish(out: Path, counts: dict[str, Any], files: int) -> None:
+    """Marks the index, of so many `files`, as finished.
+
+    Raises:
+      UserError: it has no rows; then it is removed.
+    """
+    if not counts["rows"]:
+        (out / INDEX).unlink()
+        reasons = [f"{times} {reason}" for reason, times in list(counts["dropped"].items())[:3]]
+        found = f"none in {files} files (dropped: {', '.join(reasons) or 'nothing'})"
+        raise UserError(f"{out}: expected an index with rows, found {found}; see {DROPPED} and {NOTED} there")
     with writing_to(out):
         write_json(out / SUMMARY, counts)
     _print(counts)
@@ -179,11 +192,6 @@ def _roots(texts: tuple[str, ...]) -> dict[str, Path]:
             raise UserError(f"--root: expected real_colon=FOLDER or sun=FOLDER with a folder that exists, found {text}")
         roots[name] = Path(folder).resolve()
     return roots
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from fsg_jax._checks import check_choice
+from fsg_jax._files import LARGEST, check_file, local
 from fsg_jax.data import archives
 from fsg_jax.data.cifar100_files import CIFAR100_URL, PYTHON_MD5, READERS, check_content, check_split, official_digests
 from fsg_jax.data.images import ImageDataset
@@ -63,12 +64,12 @@ def load_cifar100(
     check_choice("split", split, ("train", "test"))
     check_choice("source", source, ("auto", *_READERS))
     check_choice("label", label, ("fine", "coarse"))
-    source, path = _locate(Path(path), source, download)
+    source, path = _locate(local(path), source, download)
     if isinstance(checksum, str) and path.is_dir():
         raise ValueError(f"checksum: expected True or False for the folder {path}, found the digest {checksum!r}")
     digests = official_digests(path, source, split) if checksum is True else {path: checksum} if checksum else {}
     for file, digest in digests.items():
-        archives.check_digest(file, digest)
+        archives.check_digest(file, digest, LARGEST)
     data = check_split(_READERS[source](path, split), path)
     if checksum and not digests:
         check_content(data, path, split)
@@ -78,7 +79,8 @@ def load_cifar100(
 
 def _locate(path: Path, source: str, download: bool) -> tuple[str, Path]:
     """Finds what to read: its source, and its file or folder."""
-    if path.is_file():
+    if path.exists() and not path.is_dir():
+        check_file(path)
         return (_source_of_file(path) if source == "auto" else source), path
     markers = {pattern: name for name in _MARKERS if source in ("auto", name) for pattern in _MARKERS[name]}
     for pattern, name in markers.items():

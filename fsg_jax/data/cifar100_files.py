@@ -1,14 +1,16 @@
 """The file formats of CIFAR-100: the official pickles, the official binary files, and one .npz."""
 
 import hashlib
+import math
 import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fsg_jax._files import LARGEST, check_file, is_system_file
 from fsg_jax.data.archives import load_pickle, read_files
 
 CIFAR100_URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -60,19 +62,54 @@ def read_binary(path: Path, split: str) -> Cifar100Split:
     if size % _ROW:
         raise ValueError(f"{path / name}: expected a multiple of {_ROW} bytes, found {size}: cut short?")
     rows = np.frombuffer(files[name], np.uint8).reshape(-1, _ROW)
-    fine_names, coarse_names = (files[n].decode().split() for n in names)
+    try:
+        fine_names, coarse_names = (files[n].decode().split() for n in names)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 in {' and '.join(names)}, found {error}") from error
     return Cifar100Split(_images(rows[:, 2:], path / name), rows[:, 1], rows[:, 0], fine_names, coarse_names)
 
 
 def read_npz(path: Path, split: str) -> Cifar100Split:
     """Reads ``{train,test}_{images,fine,coarse}``, ``fine_names`` and ``coarse_names`` from one .npz."""
     keys = (f"{split}_images", f"{split}_fine", f"{split}_coarse", "fine_names", "coarse_names")
+    check_file(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = {key: content[key] if key in keys else None for key in content}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive)
+            if sum(members[key].file_size for key in keys if key in members) > LARGEST:
+                raise ValueError(f"more than the {LARGEST} bytes that are unpacked at most")
+            arrays = {key: _read_array(archive, members[key]) if key in keys else None for key in members}
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise ValueError(f"{path}: expected an .npz without pickles, found {error}") from error
     return Cifar100Split(*_entries(arrays, keys, path))
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of an .npz by name."""
+    infos = [info for info in archive.infolist() if not any(map(is_system_file, PurePosixPath(info.filename).parts))]
+    names = Counter(info.filename.removesuffix(".npy") for info in infos)
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise ValueError(f"{twice[0]} twice")
+    if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
+        raise ValueError("another compression than that of NumPy")
+    if min((info.header_offset for info in archive.infolist()), default=0):
+        raise ValueError("other bytes before the archive")
+    return dict(zip(names, infos, strict=True))
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Reads an array to the end of its member, where the checksum is compared."""
+    with archive.open(member) as file:
+        one = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if math.prod(shape) * max(dtype.itemsize, 1) > member.file_size:
+        raise ValueError(f"{member.filename}: {dtype} {shape} in {member.file_size} bytes")
+    with archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{member.filename}: bytes after the array")
+    return array
 
 
 READERS = {"npz": read_npz, "binary": read_binary, "python": read_python}
@@ -121,7 +158,12 @@ def check_content(data: Cifar100Split, path: Path, split: str) -> None:
 
 def _entries(content: Any, keys: Sequence[str], path: Path) -> list[Any]:
     if not isinstance(content, Mapping) or not set(keys) <= set(content):
-        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        has = (
+            [key for key in content if isinstance(key, str)]
+            if isinstance(content, Mapping)
+            else [type(content).__name__]
+        )
+        found = ", ".join(has)[:200]
         raise ValueError(f"{path}: expected the entries {', '.join(keys)}, found {found}")
     return [content[key] for key in keys]
 
@@ -135,15 +177,18 @@ def _images(rows: Any, path: Path) -> np.ndarray:
 
 
 def _check_labels(labels: Any, names: Any, classes: int, origin: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    try:
-        labels = np.asarray(labels)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{origin} labels: expected integers (examples,), found a list: {error}") from error
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if not isinstance(labels, np.ndarray):
+        if other := {type(label).__name__ for label in labels} - {"int"} if isinstance(labels, list) else {"no list"}:
+            raise ValueError(f"{origin} labels: expected integers (examples,), found a list of {sorted(other)}")
+        labels = np.array(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"{origin} labels: expected integers (examples,), found {labels.dtype} {labels.shape}")
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
         raise ValueError(f"{origin} labels: expected 0 to {classes - 1}, found {outside[0]}")
-    if len(names) != classes:
-        raise ValueError(f"{origin} names: expected {classes}, found {len(names)}")
+    listed = names.ndim == 1 if isinstance(names, np.ndarray) else isinstance(names, list | tuple)
+    if not listed or len(names) != classes:
+        raise ValueError(f"{origin} names: expected {classes}, found {len(names) if listed else 'no list'}")
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < classes:
+        raise ValueError(f"{origin} names: expected {classes} different texts, found {names[:3]} ...")
     return labels.astype(np.int32), tuple(map(str, names))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fsg_jax._files import LARGEST, check_file
 from fsg_jax.data.archives import check_digest, read_files
 from fsg_jax.data.cifar100_files import BINARY_FOLDER, BINARY_MD5, Cifar100Split
 from fsg_jax.data.extras import import_extra
@@ -20,15 +21,18 @@ def read_tfds(path: Path, split: str) -> Cifar100Split:
     """Reads the prepared version folder ``path``, sorted by ``id`` into the official order.
 
     Raises:
-      ValueError: it is not prepared as array_record, or rows are missing.
+      ValueError: it is not prepared as array_record, has too many rows or too few, or one of its files is no file.
       ImportError: tensorflow-datasets is not installed.
     """
+    for file in path.iterdir():
+        check_file(file)
     builder = import_extra("tensorflow_datasets", "tfds").builder_from_directory(path)
     found = f"{builder.info.name} as {builder.info.file_format.value}"
     if found != "cifar100 as array_record":
         raise ValueError(f"{path}: expected cifar100 as array_record, found {found}; see prepare_tfds")
     records = builder.as_data_source(split)
-    count = len(records)
+    if (count := len(records)) * 3072 > LARGEST:
+        raise ValueError(f"{path}: expected at most {LARGEST} bytes of images, found {count} images")
     images = np.zeros((count, 32, 32, 3), np.uint8)
     fine, coarse = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
     row_of = {f"{split}_{row:05d}": row for row in range(count)}  # an id is e.g. train_16399

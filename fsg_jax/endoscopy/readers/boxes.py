@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fsg_jax.endoscopy.index.csv_rows import plain_id
 from fsg_jax.endoscopy.readers.reports import Note, Reason, RefusedError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -46,12 +47,14 @@ def fit_box(corners: Sequence[str], width: int, height: int) -> tuple[Box, list[
 
 
 def parse_pixels(text: str, name: str) -> int:
-    """Reads a side of a frame: a whole number from 1 to 99,999.
+    """Reads a side of a frame: a whole number from 1 to 99,999, also written as ``64.0``.
 
     Raises:
       RefusedError: `text` is another; the message calls it `name`.
     """
     text = text.strip()
+    if not text.isdigit():
+        text = plain_id(text) or text
     if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) > 0):
         raise RefusedError(Reason.FRAME_SIZE, f"{name} is {text[:40]!r}")
     return int(text)

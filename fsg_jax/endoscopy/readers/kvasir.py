@@ -12,7 +12,6 @@ than 5 % of the frame, the frame is kept and noted.
 Source: Jha et al. 2020, "Kvasir-SEG: A Segmented Polyp Dataset", MMM.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -23,19 +22,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from fsg_jax._files import check_file, parse_json, read_json
 from fsg_jax.data.extras import import_extra
-from fsg_jax.endoscopy.index.csv_rows import read_rows
+from fsg_jax.endoscopy.index.csv_rows import plain_id, read_rows
 from fsg_jax.endoscopy.index.schema import Table, from_rows, natural_key
 from fsg_jax.endoscopy.readers import layout
-from fsg_jax.endoscopy.readers.boxes import CORNERS, Box
+from fsg_jax.endoscopy.readers.boxes import CORNERS, Box, parse_pixels
 from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
+from fsg_jax.endoscopy.readers.verify import MAX_BYTES as MAX_IMAGE
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
 
 CSV_FILE = "index.csv"
 JSON_FILES = ("kavsir_bboxes.json", "kvasir_bboxes.json")
 """As distributed, and as one would spell it."""
+
+MAX_BYTES = 4 << 20
+"""Of the file of boxes."""
+
+MAX_BOXES = 1000
+"""Of a frame."""
 
 FRAMES_PER_CHUNK = 128
 MASK_TOLERANCE = 0.05
@@ -69,12 +76,13 @@ def open_kvasir(root: Path, *, name: str = "kvasir_seg", verify: Verify = "decod
 
     Raises:
       FileNotFoundError: the folder or its file of boxes is missing.
-      ValueError: the file of boxes cannot be read.
+      ValueError: the file of boxes cannot be read, or two images have one name but for the suffix.
     """
     root = layout.check_root(Path(root))
-    found = [file for file in (root / CSV_FILE, *(root / name for name in JSON_FILES)) if file.is_file()]
+    found = [file for file in (root / CSV_FILE, *(root / name for name in JSON_FILES)) if file.exists()]
     if not found:
         raise FileNotFoundError(f"{root}: expected {CSV_FILE}, or {JSON_FILES[0]} with images/ and masks/")
+    check_file(found[0], MAX_BYTES)
     entries, events = _read_csv(found[0]) if found[0].name == CSV_FILE else _read_json(found[0])
     entries.sort(key=lambda entry: natural_key(entry.kvasir_id))
     return Kvasir(name, root, verify, PolypSizes(), {}, layout.is_synthetic(root), events, tuple(entries))
@@ -164,11 +172,13 @@ def _mask_extent(path: Path, shape: tuple[int, int]) -> Float64[np.ndarray, "4"]
     if not path.is_file():
         raise RefusedError(Note.NO_MASK, "no such file")
     try:
+        check_file(path, MAX_IMAGE)
         with pillow.open(path) as image:
-            found, foreground = image.size, np.asarray(image.convert("L")) > 127
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+            found = image.size  # before the pixels are read: that of the frame is bounded
+            foreground = np.asarray(image.convert("L")) > 127 if found == shape else None
+    except Exception as error:  # a damaged image can raise nearly anything
         raise RefusedError(Note.NO_MASK, f"{type(error).__name__}: {error}") from error
-    if found != shape:
+    if foreground is None:
         raise RefusedError(Note.NO_MASK, f"{found[0]}x{found[1]}; the frame has {shape[0]}x{shape[1]}")
     y, x = np.nonzero(foreground)
     if not len(x):
@@ -180,37 +190,37 @@ def _read_csv(file: Path) -> tuple[list[Entry], list[Event]]:
     entries: dict[str, Entry] = {}
     events: list[Event] = []
     for line, row in read_rows(file, _COLUMNS):
-        name = row["kvasir_id"]
+        name = plain_id(row["kvasir_id"])
         try:
             if not name or name in entries:
-                raise ValueError(f"kvasir_id {name!r} is empty or in an earlier line too")
-            boxes = [dict(zip(CORNERS, box, strict=True)) for box in json.loads(row["boxes"])]
+                raise ValueError(f"kvasir_id {row['kvasir_id'][:40]!r} is none or in an earlier line too")
+            boxes = [dict(zip(CORNERS, box, strict=True)) for box in parse_json(row["boxes"], "boxes")]
             entries[name] = _entry(name, row["file"], row["orig_w"], row["orig_h"], boxes)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             events.append(Event(file.name, f"line {line}", Reason.MALFORMED_LINE, f"{error}"))
     return list(entries.values()), events
 
 
 def _read_json(file: Path) -> tuple[list[Entry], list[Event]]:
-    try:
-        listed: dict[str, Any] = dict(json.loads(file.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file}: expected a JSON object of boxes by frame, found {error}") from error
-    images = {Path(image).stem: image for image in layout.list_names(file.parent / "images")}
+    listed = read_json(file)
+    images: dict[str, str] = {}
+    for image in layout.list_names(file.parent / "images"):
+        if images.setdefault(Path(image).stem, image) != image:
+            raise ValueError(f"{file.parent}/images: expected one image a frame, found {Path(image).stem}.* twice")
     events = [Event(f"images/{images[name]}", name, Note.NO_ANNOTATION, "") for name in images if name not in listed]
     entries = []
     for name, found in listed.items():
         image = f"images/{images.get(name, name + '.jpg')}"
         try:
             entries.append(_entry(name, image, found["width"], found["height"], found["bbox"]))
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             events.append(Event(file.name, name, Reason.MALFORMED_LINE, f"{type(error).__name__}: {error}"))
     return entries, events
 
 
 def _entry(name: str, image: str, width: Any, height: Any, boxes: Any) -> Entry:
-    sides = int(width), int(height)
-    if min(sides) < 1:
-        raise ValueError(f"the frame has {sides[0]}x{sides[1]} pixels")
+    if not plain_id(name) or not isinstance(boxes, list) or len(boxes) > MAX_BOXES:
+        raise ValueError(f"no id, or no list of at most {MAX_BOXES} boxes")
+    sides = parse_pixels(str(width), "the width"), parse_pixels(str(height), "the height")
     corners = [[str(box.get(name, "")) if isinstance(box, Mapping) else "" for name in CORNERS] for box in boxes]
     return Entry(name, image, *sides, tuple(map(tuple, corners)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from fsg_jax._files import is_system_file
 from fsg_jax.endoscopy.readers.boxes import Box, fit_box
 from fsg_jax.endoscopy.readers.reports import Event, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
@@ -107,10 +109,14 @@ class Layout(ABC):
 
 
 def list_names(folder: Path) -> list[str]:
-    """What is in a folder, shorter names first, so that numbers are in order; none if there is no such folder."""
+    """What is in a folder, shorter names first, so that numbers are in order; none if there is no such folder.
+
+    Files that an operating system added are left out.
+    """
     if not folder.is_dir():
         return []
-    return sorted(os.listdir(folder), key=lambda name: (len(name), name))
+    names = (name for name in os.listdir(folder) if not is_system_file(name))
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def stamp(path: str) -> str:
@@ -134,18 +140,20 @@ def read_annotation(path: str, limit: int) -> bytes:
     """Reads an annotation file whole.
 
     Raises:
-      RefusedError: the file cannot be read, is empty, or has more than `limit` bytes.
+      RefusedError: the file cannot be read, is no regular file, is empty, or has more than `limit` bytes.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(min(limit + 1, os.fstat(file.fileno()).st_size))
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise RefusedError(Reason.UNREADABLE_FILE, "not a file")
+        if not found.st_size:
+            raise RefusedError(Reason.EMPTY_FILE, "no bytes")
+        if found.st_size > limit:
+            raise RefusedError(Reason.LARGE_FILE, f"{found.st_size} bytes; expected at most {limit}")
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise RefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
-    if not data:
-        raise RefusedError(Reason.EMPTY_FILE, "no bytes")
-    if len(data) > limit:
-        raise RefusedError(Reason.LARGE_FILE, f"more than {limit} bytes")
-    return data
 
 
 def check_root(root: Path) -> Path:

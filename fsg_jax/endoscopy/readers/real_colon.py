@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsg_jax.endoscopy.index.csv_rows import read_rows
+from fsg_jax.endoscopy.index.csv_rows import plain_id, read_rows
 from fsg_jax.endoscopy.index.schema import natural_key
 from fsg_jax.endoscopy.readers import layout
 from fsg_jax.endoscopy.readers.boxes import Box
@@ -46,14 +46,17 @@ def open_real_colon(
 
     Raises:
       FileNotFoundError: the folder, its lesion_info.csv, or every folder of annotations is missing.
-      ValueError: a CSV lacks a column, or a video has two folders of annotations.
+      ValueError: a CSV lacks a column, a video is twice in video_info.csv or has two folders of annotations.
     """
     root = layout.check_root(root)
     sizes = read_sizes(root / "lesion_info.csv", "unique_object_id", "size [mm]")
     videos = _find_videos(root)
     info = root / "video_info.csv"
-    rows = read_rows(info, ("unique_video_name", "num_frames")) if info.exists() else ()
-    num_frames = {row["unique_video_name"]: row["num_frames"] for _, row in rows}
+    num_frames: dict[str, str] = {}
+    for line, row in read_rows(info, ("unique_video_name", "num_frames")) if info.exists() else ():
+        if (video := plain_id(row["unique_video_name"])) in num_frames:
+            raise ValueError(f"{info}, line {line}: expected every video once, found {video!r} again")
+        num_frames |= {video: plain_id(row["num_frames"])} if video else {}
     shown = {name.removesuffix("_frames") for name in list_names(root) if name.endswith("_frames")}
     bare = sorted((shown | num_frames.keys()) - videos.keys(), key=natural_key)
     events = sizes.events + [Event(f"{video}_annotations", "", Note.NO_FOLDER, "") for video in bare]
@@ -70,7 +73,7 @@ class RealColon(layout.Layout):
 
     def count_files(self) -> int:
         """Number of files in the folders of annotations."""
-        return sum(len(os.listdir(self.root / folder)) for folder in self.videos.values())
+        return sum(len(list_names(self.root / folder)) for folder in self.videos.values())
 
     def chunks(self) -> Iterator[Chunk]:
         """The annotations of each video in chunks, and one chunk without files that compares its two folders."""
@@ -144,7 +147,7 @@ class RealColon(layout.Layout):
         annotated = {name.rsplit(".", 1)[0] for name in list_names(self.root / self.videos[video])}
         bare = [name for name in frames if name.removesuffix(".jpg") not in annotated]
         events = [Event(f"{folder}/{name}", "", Note.NO_ANNOTATION, "") for name in bare]
-        expected = self.num_frames.get(video, str(len(frames)))
+        expected = self.num_frames.get(video) or str(len(frames))
         if expected != str(len(frames)):
             events.append(Event(folder, "", Note.FRAME_COUNT, f"{len(frames)} found, {expected} expected"))
         return events
@@ -161,7 +164,7 @@ def _frame_id(file: str, video: str) -> str:
 
 def _find_videos(root: Path) -> dict[str, str]:
     videos: dict[str, str] = {}
-    for name in sorted(os.listdir(root), key=natural_key):
+    for name in sorted(list_names(root), key=natural_key):
         match = _ANNOTATIONS.fullmatch(name)
         if match is None or not (root / name).is_dir():
             continue

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fsg_jax.data.extras import import_extra
-from fsg_jax.endoscopy.index.csv_rows import read_rows, writing_rows
+from fsg_jax.endoscopy.index.csv_rows import plain_id, read_rows, writing_rows
 from fsg_jax.endoscopy.index.schema import Table, from_rows, sort_index
 from fsg_jax.endoscopy.index.split_files import reference_dataset
 from fsg_jax.endoscopy.readers.boxes import CORNERS, fit_box, parse_pixels
@@ -115,9 +115,9 @@ def read_lists(paths: Sequence[Path], roots: Mapping[str, Path]) -> tuple[Table,
 
 def _row(cells: Mapping[str, str], dataset: str, root: Path) -> tuple[dict[str, Any], bool]:
     """A row of the index without `synthetic`, and whether its box was clipped."""
-    polyp, frame = cells["unique_id"], cells["frame_id"]
+    polyp, frame = plain_id(cells["unique_id"]), plain_id(cells["frame_id"])
     if not polyp or not frame:
-        raise RefusedError(Reason.NO_ID, f"unique_id {polyp!r}, frame_id {frame!r}")
+        raise RefusedError(Reason.NO_ID, f"unique_id {cells['unique_id'][:40]!r}, frame_id {cells['frame_id'][:40]!r}")
     if dataset == "sun" and polyp.isdecimal() and frame.isdecimal():
         polyp, frame = str(int(polyp)), str(int(frame))
     video, size = polyp.split("_")[0], parse_size(cells["gt"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from fsg_jax.endoscopy.index.csv_rows import read_rows
+from fsg_jax.endoscopy.index.csv_rows import NO_VALUE, plain_id, read_rows
 from fsg_jax.endoscopy.readers.reports import Event, Reason, RefusedError
 
 MAX_MM = 200.0
@@ -15,7 +15,6 @@ _SIZE = re.compile(
     r"(?P<more>>=|>|\u2265)?\s*(?P<mm>\d+(\.\d+)?|\.\d+)\s*(mm)?\s*(?P<open>[-+~\u2013])?", re.ASCII | re.I
 )
 _RANGE = re.compile(r"\d\s*(mm)?\s*(-|~|to|\u2013|\u2014)\s*\d", re.I)
-_EMPTY = frozenset({"", "-", "na", "n/a", "nan", "none", "null", "unknown"})
 
 
 class Size(NamedTuple):
@@ -33,7 +32,7 @@ def parse_size(text: str) -> Size:
         upper bound, another unit, other text, or not in (0, 200] mm.
     """
     plain = unicodedata.normalize("NFKC", text).strip()
-    if plain.lower() in _EMPTY:
+    if plain.lower() in NO_VALUE:
         raise RefusedError(Reason.NO_SIZE, f"the size is {text!r}")
     match = _SIZE.fullmatch(plain)
     if match is None:
@@ -65,7 +64,7 @@ class PolypSizes:
         raise found or RefusedError(Reason.UNKNOWN_POLYP, f"{polyp_id!r} is not in {self.table}")
 
 
-def read_sizes(path: Path, id_column: str, size_column: str, parse_id: Callable[[str], str] = str) -> PolypSizes:
+def read_sizes(path: Path, id_column: str, size_column: str, parse_id: Callable[[str], str] = plain_id) -> PolypSizes:
     """Reads a table of sizes.
 
     Of two rows for one polyp the first is kept; where their sizes differ the polyp is refused.
@@ -96,13 +95,21 @@ def read_sizes(path: Path, id_column: str, size_column: str, parse_id: Callable[
         texts.setdefault(polyp, []).append(text)
     for polyp, (first, *rest) in texts.items():
         try:
-            if others := [text for text in rest if text != first]:
+            if others := [text for text in rest if _meaning(text) != _meaning(first)]:
                 detail = f"{polyp!r} has sizes {first!r} and {others[-1]!r} in {path.name}"
                 raise RefusedError(Reason.CONFLICTING_SIZES, detail)
             table.polyps[polyp] = parse_size(first)
         except RefusedError as error:
             table.polyps[polyp] = error
     return table
+
+
+def _meaning(text: str) -> Size | str:
+    """The size, in which ``6`` and ``6.0`` are one, or the text if it is none."""
+    try:
+        return parse_size(text)
+    except RefusedError:
+        return text
 
 
 def read_patients(path: Path) -> dict[str, str]:
@@ -114,7 +121,7 @@ def read_patients(path: Path) -> dict[str, str]:
     """
     patients: dict[str, str] = {}
     for line, row in read_rows(path, ("video_id", "patient_id")):
-        video, patient = row["video_id"], row["patient_id"]
+        video, patient = plain_id(row["video_id"]), plain_id(row["patient_id"])
         if not video or not patient:
             raise ValueError(f"{path}, line {line}: expected a video_id and a patient_id, found {row}")
         if patients.setdefault(video, patient) != patient:

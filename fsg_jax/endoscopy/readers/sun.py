@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fsg_jax.endoscopy.index.csv_rows import plain_id
 from fsg_jax.endoscopy.index.schema import natural_key
 from fsg_jax.endoscopy.readers import layout
 from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, Patients, list_names
@@ -29,11 +30,13 @@ from fsg_jax.endoscopy.readers.sizes import read_sizes
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
 
 SIZES = "metadata/sun_dataset_labels.csv"
-MAX_BYTES = 64 << 20
+MAX_BYTES = 1 << 20
+"""Of an annotation file, which has about 100 bytes a frame; a larger one is dropped."""
+
 _CASE = re.compile(r"(?:case)?(\d+)", re.ASCII | re.I)
 _FOLDER = re.compile(r"case(\d+)", re.ASCII | re.I)
 _ANNOTATION = re.compile(r"(?i:case)?(\d+)\.txt", re.ASCII)
-_IMAGE = re.compile(r"image_?(\d+)\.jpe?g", re.ASCII | re.I)
+_IMAGE = re.compile(r"image_?(\d{1,9})\.jpe?g", re.ASCII | re.I)
 _COMMA = re.compile(r"\s*,\s*")
 _PARTS = "sundatabase_positive_part"
 
@@ -62,7 +65,7 @@ def open_sun(
     """
     root = layout.check_root(root)
     table = read_sizes(sizes or root / SIZES, "ID", "Size", _case_number)
-    parts = [f"{name}/" for name in sorted(os.listdir(root), key=natural_key) if name.startswith(_PARTS)]
+    parts = [f"{name}/" for name in sorted(list_names(root), key=natural_key) if name.startswith(_PARTS)]
     files = _by_case(root, [f"{parent}annotation_txt/" for parent in (*parts, "")], _ANNOTATION)
     if not files:
         raise FileNotFoundError(f"{root}: expected SUN, found no annotation_txt/case*.txt here or in {_PARTS}*")
@@ -202,7 +205,7 @@ def _frame_number(name: str) -> int | None:
 
 
 def _case_number(text: str) -> str:
-    match = _CASE.fullmatch(text)
+    match = _CASE.fullmatch(plain_id(text))
     if match is None:
         raise ValueError(f"the ID is {text!r}; expected the number of a case")
     return str(int(match[1]))

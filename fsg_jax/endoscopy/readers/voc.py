@@ -1,15 +1,21 @@
 """One annotation of REAL-Colon: a small XML in the manner of Pascal VOC."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from xml.parsers import expat
 
 from fsg_jax.endoscopy.readers.boxes import CORNERS, parse_pixels
 from fsg_jax.endoscopy.readers.reports import Reason, RefusedError
 
-_OBJECT = ["annotation", "object"]
-_LEAVES = {f"annotation/size/{name}": name for name in ("width", "height")}
-_LEAVES |= {"annotation/object/unique_id": "unique_id"}
-_LEAVES |= {f"annotation/object/bndbox/{name}": name for name in CORNERS}
+MAX_DEPTH = 32
+"""Of elements inside one another; annotations have 4."""
+
+_OBJECT = "/annotation/object"
+_VALUES = {f"/annotation/size/{name}": name for name in ("width", "height")} | {f"{_OBJECT}/unique_id": "unique_id"}
+_VALUES |= {f"{_OBJECT}/bndbox/{name}": name for name in CORNERS}
+_SINGLE = {"/annotation/size": "size", f"{_OBJECT}/bndbox": "bndbox"} | _VALUES
+
+Found: TypeAlias = dict[str, str]
+"""The text of each element of `_SINGLE`; that of a repeated one is joined, and reads as no number and no known id."""
 
 
 class VocObject(NamedTuple):
@@ -31,29 +37,33 @@ def parse_annotation(data: bytes) -> Annotation:
     """Parses the frame size and the lesions of one XML; entities and a DOCTYPE are refused.
 
     Raises:
-      RefusedError: the bytes are no XML, have no ``annotation`` as their root, or lack the size of the frame.
+      RefusedError: the bytes are no XML, have no ``annotation`` as their root, lack the size of the frame or have it
+        twice, have an element inside a value, or are too deep.
     """
     root: list[str] = []
-    path: list[str] = []
+    paths: list[str] = [""]
     text: list[str] = []
-    size: dict[str, str] = {}
-    objects: list[dict[str, str]] = []
+    size: Found = {}
+    objects: list[Found] = []
 
     def start(tag: str, _: object) -> None:
-        if not path:
-            root.append(tag)
-        path.append(tag)
-        text.clear()
+        parent = paths[-1]
+        if parent in _VALUES or len(paths) > MAX_DEPTH:
+            found = f"<{tag[:40]}> in {parent[:80]}"
+            raise RefusedError(Reason.BROKEN_XML, f"{found}; expected at most {MAX_DEPTH} levels, and plain values")
+        paths.append(path := f"{parent}/{tag}")
         if path == _OBJECT:
             objects.append({})
+        elif not parent:
+            root.append(tag)
+        text.clear()
 
     def end(_: str) -> None:
-        name = _LEAVES.get("/".join(path))
+        name = _SINGLE.get(path := paths.pop())
         if name is not None:
-            leaves = objects[-1] if path[1] == "object" else size
-            written = "".join(text).strip()  # that of a repeated element is joined, so that it reads as no number
-            leaves[name] = f"{leaves[name]} | {written}" if name in leaves else written
-        path.pop()
+            found = objects[-1] if path.startswith(_OBJECT) else size
+            written = "".join(text).strip() if path in _VALUES else ""
+            found[name] = f"{found[name]} | {written}" if name in found else written
 
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -70,9 +80,16 @@ def parse_annotation(data: bytes) -> Annotation:
     for name in ("width", "height"):
         if name not in size:
             raise RefusedError(Reason.NO_FRAME_SIZE, f"no size/{name}")
+    if size["size"]:
+        raise RefusedError(Reason.FRAME_SIZE, "several elements size; expected one")
     width, height = (parse_pixels(size[name], f"size/{name}") for name in ("width", "height"))
-    lesions = [(found.get("unique_id", ""), tuple(found.get(name, "") for name in CORNERS)) for found in objects]
-    return Annotation(width, height, tuple(VocObject(*lesion) for lesion in lesions))
+    return Annotation(width, height, tuple(map(_lesion, objects)))
+
+
+def _lesion(found: Found) -> VocObject:
+    twice = found.get("bndbox")
+    corners = ["in several boxes" if twice else found.get(name, "") for name in CORNERS]
+    return VocObject(found.get("unique_id", ""), tuple(corners))
 
 
 def _refuse_doctype(name: str, *_: object) -> None:
