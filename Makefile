@@ -34,7 +34,7 @@ test: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "$(MARKS)"
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -m "slow and not gpu and not tfds and not parity"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not gpu and not tfds and not parity"
 
 # TensorFlow and tensorflow-datasets, which prepare CIFAR-100.
 test-tfds: setup

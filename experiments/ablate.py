@@ -31,7 +31,7 @@ from experiments.run_folder import (
 )
 from experiments.task import make_task
 from experiments.train import train_together
-from fsg_jax._checks import check_integer
+from fsg_jax._checks import check_bounded
 from fsg_jax._files import read_json, write_json, write_text
 
 CONFIG, RESULTS = "ablation.json", "results.jsonl"
@@ -57,13 +57,13 @@ def ablate(args: AblateArgs) -> list[Any]:
     """
     args = with_added_arms(args)
     arms, seeds = args.arms, args.experiment.default_seeds if args.seeds is None else args.seeds
-    check_integer("--seeds", seeds, 1, 10_000)
+    check_bounded("--seeds", seeds, 1, 10_000)
     if not arms or len(set(arms)) < len(arms):
         raise UserError(f"--arms: expected one or more distinct arms, found {' '.join(arms)}")
     variants = args.experiment.variants(args.streams, args.folds)
     tasks = [make_task(variant.experiment, arm) for fold in variants for variant in fold for arm in arms]
     together = tasks[0].seeds_together if args.together is None else args.together
-    check_integer("--together", together, 1, 10_000)
+    check_bounded("--together", together, 1, 10_000)
     groups = list(schedule(variants, arms, seeds, together, args.out))
     devices.on_first(lambda: claim(args.experiment, groups, args.out, args.resume))
     unfinished = Unfinished()
@@ -166,7 +166,8 @@ def claim(experiment: BaseExperiment, groups: list[Group], out: Path, resume: bo
     try:
         claim_folder(out / CONFIG, describe(experiment), "ablation", resume=resume)
     except (UserError, ValueError) as error:
-        if not (resume and there and all(path in runs for path in there) and _is_lost(out / CONFIG)):
+        damaged = (out / CONFIG).exists() and _is_damaged(out / CONFIG)
+        if not (resume and damaged and there and all(path in runs for path in there)):
             raise
         mend(out / CONFIG, str(error), "the runs say which ablation this is")
         write_json(out / CONFIG, describe(experiment))
@@ -182,11 +183,10 @@ def _files(out: Path, name: str) -> list[Path]:
     return [*out.glob(f"*/*/{name}"), *out.glob(f"*/*/*/{name}")]
 
 
-def _is_lost(file: Path) -> bool:
-    """Whether a file of JSON is missing or is none."""
+def _is_damaged(file: Path) -> bool:
     try:
         read_json(file)
-    except (OSError, ValueError):
+    except ValueError:
         return True
     return False
 

@@ -13,7 +13,7 @@ import optax
 import fsg_jax as fsg
 from experiments import devices
 from experiments.config import Arm, BaseExperiment, Gate, Optimizer, Train
-from fsg_jax._checks import check_integer, expect
+from fsg_jax._checks import check_bounded, expect
 from fsg_jax.typing import Key, Loss, Transform
 
 
@@ -53,7 +53,7 @@ def make_program(
       ValueError: the model does not fit the inputs or into memory, its options are wrong, or the steps are too many.
     """
     arm, gate, train = experiment.arm, experiment.gate, experiment.train
-    check_integer("train.epochs", train.epochs, 1, (2**31 - 1) // steps_per_epoch)  # the step counter has 32 bits
+    check_bounded("train.epochs", train.epochs, 1, (2**31 - 1) // steps_per_epoch)  # the step counter has 32 bits
     tx = make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
     init = jax.jit(lambda key: fsg.init_state(model, tx, key, inputs, ema_decay=train.ema_decay))
     state = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)).variables)

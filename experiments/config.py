@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from typing import get_type_hints as type_hints
 
 from experiments.errors import UserError
-from fsg_jax._checks import check_choice, check_integer, check_nonnegative, check_positive, check_rates, look_up
+from fsg_jax._checks import check_bounded, check_choice, check_nonnegative, check_positive, check_rates, look_up
 
 if TYPE_CHECKING:
     from tyro.conf import Suppress
@@ -28,7 +28,7 @@ def within(low: int, high: int) -> Callable[..., None]:
 
     def check(**values: Any) -> None:
         for name, value in values.items():
-            check_integer(name, value, low, high)
+            check_bounded(name, value, low, high)
 
     return check
 

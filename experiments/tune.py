@@ -30,7 +30,7 @@ from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
 from experiments.task import make_task
 from experiments.train import OnEpoch, train
-from fsg_jax._checks import check_integer
+from fsg_jax._checks import check_bounded
 from fsg_jax._files import read_json, write_json, write_text
 
 CONFIG, RESULTS, TRIAL = "tune.json", "trials.jsonl", "trial.json"
@@ -48,7 +48,7 @@ def tune(args: TuneArgs) -> list[dict[str, Any]]:
     """
     args = with_added_arms(args)
     for option, low in {"trials": 1, "seeds": 1, "sampler_seed": 0}.items():
-        check_integer(f"--{option.replace('_', '-')}", getattr(args, option), low, 2**31 - 1)
+        check_bounded(f"--{option.replace('_', '-')}", getattr(args, option), low, 2**31 - 1)
     if args.experiment.name not in SPACES:
         raise UserError(f"--name: expected the name of a configuration, found {args.experiment.name!r}")
     if jax.process_count() > 1:

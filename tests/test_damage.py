@@ -232,13 +232,8 @@ def test_no_damage_is_silently_wrong(folders):
 
 
 SOME = (
-    *(
-        "checkpoints/6/meta/metadata flip",
-        "checkpoints/6/meta/metadata a pipe",
-        "checkpoints/4/_CHECKPOINT_METADATA a pipe",
-    ),
-    *("steps.jsonl without row 4", "epochs.jsonl without row 1", "config.json empty", "finished: flip"),
-    *("4 and 6 exchanged", "6 copied to 99999999999", "6 of seed", "6 of arm", "all lost", "4 lost"),
+    *("checkpoints/6/meta/metadata flip", "checkpoints/4/_CHECKPOINT_METADATA a pipe", "4 lost"),
+    *("epochs.jsonl without row 1", "config.json empty", "finished: flip", "6 of arm"),
 )
 
 
