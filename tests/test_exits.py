@@ -6,11 +6,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from toy import Mlp, new_state
 
+import fsg_jax as fsg
 from experiments.stop import SIGNALS, StopRequest
+from fsg_jax.training.checkpoint_files import checksums, seal, to_leaves, write_plain
 
 ROOT = Path(__file__).parents[1]
 SAVE = """
@@ -27,26 +34,65 @@ def script(text: str, *args: object, **env: str) -> subprocess.CompletedProcess:
 
 
 def test_the_interpreter_waits_for_a_save(tmp_path):
-    done = script("fsg.Checkpointer(sys.argv[1]).save(new_state())", tmp_path / "a")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert os.listdir(tmp_path / "a") == ["0"]
+    done = script("fsg.Checkpointer(sys.argv[1]).save(new_state(), extra={'a': 1})", tmp_path / "a")
+    assert done.returncode == 0
+    state = new_state()
+    restored = fsg.Checkpointer(tmp_path / "a").restore(state)
+    assert (restored.step, restored.extra) == (0, {"a": 1})
+    jax.tree.map(np.testing.assert_array_equal, restored.state.variables, state.variables)
+
+
+def test_a_checkpoint_written_without_orbax_is_one(tmp_path):
+    """As at the exit of Python 3.12, where no thread can be started."""
+    state = new_state(Mlp(batch_norm=True), ema_decay=0.9)
+    state = replace(state, variables=jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.variables))
+    leaves = to_leaves(state)
+    meta = {"step": 0, "data": None, "extra": {"a": 1}, "metrics": {"b": 0.5}, "crc32": checksums(leaves)}
+    tmp_path.joinpath("a").mkdir()
+    write_plain(tmp_path / "a" / "0", leaves, seal(meta))
+    checkpointer = fsg.Checkpointer(tmp_path / "a", best="b")
+    restored = checkpointer.restore(state)
+    assert (checkpointer.best_step(), restored.extra) == (0, {"a": 1})
+    jax.tree.map(np.testing.assert_array_equal, restored.state.variables, state.variables)
+    (tmp_path / "a" / "0" / "arrays.npz").write_bytes(b"damaged")
+    with (
+        pytest.warns(UserWarning, match="0 is damaged"),
+        pytest.raises(fsg.CheckpointError, match="nothing to restore"),
+    ):
+        checkpointer.restore(state)
 
 
 FAILS = """
 import resource
 checkpointer = fsg.Checkpointer(sys.argv[1])
-checkpointer.save(new_state())
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+checkpointer.save(new_state())
 """
 
 
 def test_a_save_that_fails_at_the_exit_is_not_a_success(tmp_path):
     """No file may grow any more, as on a full disk."""
-    text = FAILS.replace("checkpointer.save(new_state())\n", "") + "checkpointer.save(new_state())"
-    done = script(text, tmp_path / "a")
+    done = script(FAILS, tmp_path / "a")
     assert done.returncode == 1
     assert f"error: cannot write checkpoints to {tmp_path}/a" in done.stderr
     assert "0" not in os.listdir(tmp_path / "a")
+
+
+LOST = """
+from pathlib import Path
+checkpointer = fsg.Checkpointer(sys.argv[1])
+Path(sys.argv[1]).rmdir()
+Path(sys.argv[1]).write_text("")
+checkpointer.save(new_state())
+"""
+
+
+def test_a_folder_that_cannot_be_written_any_more_ends_the_process_at_once(tmp_path):
+    began = time.monotonic()
+    done = script(LOST, tmp_path / "a")
+    assert done.returncode == 1
+    assert f"CheckpointError: cannot write checkpoints to {tmp_path}/a: [Errno 20] Not a directory" in done.stderr
+    assert time.monotonic() - began < 100  # Orbax's threads wait for 300 seconds
 
 
 PARENT = """

@@ -1,6 +1,7 @@
 """Checkpoints with Orbax: the whole state and the position in the data; asynchronous, atomic, verified on reading."""
 
 import atexit
+import logging
 import math
 import os
 import shutil
@@ -30,6 +31,7 @@ from fsg_jax.training.checkpoint_files import (
     seal,
     to_leaves,
     to_template,
+    write_plain,
 )
 from fsg_jax.training.state import TrainState
 
@@ -89,10 +91,12 @@ class Checkpointer:
             cleanup_tmp_directories=True,
             create=True,
             # Otherwise a folder that cannot be made leaves threads behind that wait for it for minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False,
+                post_finalization_callback=self._is_written,
+            ),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-        _unclosed.add(self._manager)
+        self._manager: ocp.CheckpointManager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -136,9 +140,14 @@ class Checkpointer:
         scores = {name: float(value) for name, value in (metrics or {}).items()}
         meta = {"step": step, "data": data, "extra": dict(extra or {}), "metrics": scores, "crc32": checksums(leaves)}
         with self._writing():
-            items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(seal(meta)))
+            meta = seal(meta)
+            items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+            self._manager.wait_until_finished()
             self._scores[step] = self._score(scores)
+            _unclosed.add(self._manager)
+            _unwritten[self._manager] = self.directory / str(step), leaves, meta
             if not self._manager.save(step, args=items):
+                del _unwritten[self._manager]
                 raise ValueError(f"expected a step after {self._manager.latest_step()}, which is there, found {step}")
 
     def wait(self) -> None:
@@ -152,9 +161,12 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits as `wait` does and lets go of the folder."""
-        _unclosed.discard(self._manager)
         with self._writing():
             self._manager.close()
+        _unclosed.discard(self._manager)
+
+    def _is_written(self) -> None:
+        _unwritten.pop(self._manager, None)
 
     def _check_space(self, needed: int) -> None:
         """Fails early, where it can be foreseen; in the background every array that does not fit is an error."""
@@ -169,6 +181,8 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
+            _unclosed.discard(self._manager)  # whoever gets the error need not hear of it at the exit
+            self._is_written()
             raise CheckpointError(f"cannot write checkpoints to {self.directory}: {error}") from error
 
     def steps(self) -> list[int]:
@@ -264,13 +278,21 @@ class _Kept(ocp.checkpoint_managers.PreservationPolicy):
 
 
 _unclosed: "weakref.WeakSet[ocp.CheckpointManager]" = weakref.WeakSet()
+_unwritten: dict[ocp.CheckpointManager, tuple[Path, dict[str, Any], dict[str, Any]]] = {}
+"""Folder, leaves and metadata of what is being saved."""
 
 
 def _finish_saving() -> None:
-    """Waits for what is being saved; Orbax's threads need Python's thread pools, which end right after this."""
+    """Waits for what is being saved. From Python 3.12 on Orbax cannot go on then, as it needs new threads."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises as well
     for manager in list(_unclosed):
         try:
-            manager.wait_until_finished()
+            try:
+                manager.wait_until_finished()
+            except Exception:
+                if manager not in _unwritten:
+                    raise
+                write_plain(*_unwritten.pop(manager))
         except Exception as error:
             print(f"error: cannot write checkpoints to {manager.directory}: {error}", file=sys.stderr, flush=True)
             atexit.register(os._exit, 1)

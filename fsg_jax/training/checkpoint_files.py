@@ -12,9 +12,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
-from fsg_jax._files import check_file, json_digest, read_json
+from fsg_jax._files import check_file, json_digest, read_json, replacing, write_json
 from fsg_jax.training.sharding import place
 from fsg_jax.training.state import TrainState
+
+PLAIN = "arrays.npz"
+"""File of the arrays in a checkpoint that `write_plain` wrote."""
 
 
 class MismatchError(ValueError):
@@ -101,7 +104,24 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def read_leaves(path: Path, template: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a checkpoint, each of the type, and over the devices, of that in `template`."""
+    if (path / PLAIN).exists():
+        with np.load(path / PLAIN) as arrays:
+            return {name: arrays[name].view(like.dtype) for name, like in template.items()}
     return ocp.StandardCheckpointHandler().restore(path / "state", args=ocp.args.StandardRestore(dict(template)))
+
+
+def write_plain(path: Path, leaves: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Writes a checkpoint without Orbax, in this thread alone, whole or not at all; `read_leaves` reads it.
+
+    Raises:
+      ValueError: other processes hold a part of the leaves.
+    """
+    if not all(isinstance(leaf, np.ndarray) for leaf in leaves.values()):
+        raise ValueError("the interpreter has ended; call wait or close before, in every process")
+    with replacing(path) as folder:
+        (folder / "meta").mkdir(parents=True)
+        write_json(folder / "meta" / "metadata", meta)
+        np.savez(folder / PLAIN, **leaves)
 
 
 def read_verified(path: Path, template: Mapping[str, Any], expect: Mapping[str, Any]) -> dict[str, np.ndarray]:
