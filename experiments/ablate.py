@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments import devices
 from experiments.cli import AblateArgs, parse, with_added_arms
-from experiments.config import ARMS, BaseExperiment, Variant, describe
+from experiments.config import ARMS, BaseExperiment, Variant, check_bounded, describe
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import summary_table, write_report
 from experiments.run_folder import CONFIG as RUN_CONFIG
@@ -31,7 +31,6 @@ from experiments.run_folder import (
 )
 from experiments.task import make_task
 from experiments.train import train_together
-from fsg_jax._checks import check_bounded
 from fsg_jax._files import read_json, write_json, write_text
 
 CONFIG, RESULTS = "ablation.json", "results.jsonl"

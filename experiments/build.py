@@ -12,8 +12,8 @@ import optax
 
 import fsg_jax as fsg
 from experiments import devices
-from experiments.config import Arm, BaseExperiment, Gate, Optimizer, Train
-from fsg_jax._checks import check_bounded, expect
+from experiments.config import Arm, BaseExperiment, Gate, Optimizer, Train, check_bounded
+from fsg_jax._checks import expect
 from fsg_jax.typing import Key, Loss, Transform
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from typing import get_type_hints as type_hints
 
 from experiments.errors import UserError
-from fsg_jax._checks import check_bounded, check_choice, check_nonnegative, check_positive, check_rates, look_up
+from fsg_jax._checks import check_choice, check_integer, check_nonnegative, check_positive, check_rates, expect, look_up
 
 if TYPE_CHECKING:
     from tyro.conf import Suppress
@@ -21,6 +21,12 @@ else:
         from tyro.conf import Suppress
     except ImportError:  # where no command line is parsed
         Suppress = Annotated[TypeVar("T"), None]
+
+
+def check_bounded(name: str, value: Any, low: int, high: int) -> None:
+    """As `check_integer`, where `high` is a bound of what is sensible, named only to who exceeds it."""
+    check_integer(name, value, low)
+    expect(value <= high, name, f"an integer <= {high}", value)
 
 
 def within(low: int, high: int) -> Callable[..., None]:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from experiments import devices, provenance
 from experiments.cli import TuneArgs, parse, with_added_arms
-from experiments.config import BaseExperiment, change, describe, in_arm, settings
+from experiments.config import BaseExperiment, change, check_bounded, describe, in_arm, settings
 from experiments.configs import SPACES
 from experiments.errors import NotFiniteError, StopRequested, UserError, run_main
 from experiments.report.trials import REPORT, trial_line, write_report
@@ -30,7 +30,6 @@ from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
 from experiments.task import make_task
 from experiments.train import OnEpoch, train
-from fsg_jax._checks import check_bounded
 from fsg_jax._files import read_json, write_json, write_text
 
 CONFIG, RESULTS, TRIAL = "tune.json", "trials.jsonl", "trial.json"

@@ -45,12 +45,6 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> N
         raise ValueError(f"{name}: expected an integer {wanted}, found {value!r}")
 
 
-def check_bounded(name: str, value: Any, low: int, high: int) -> None:
-    """As `check_integer`, where `high` is a bound of what is sensible, named only to who exceeds it."""
-    check_integer(name, value, low)
-    expect(value <= high, name, f"an integer <= {high}", value)
-
-
 def check_positive(**values: float) -> None:
     """Raises ValueError unless every value is finite and above 0."""
     _check_all(values, "a finite number > 0", lambda v: 0 < v < math.inf)
