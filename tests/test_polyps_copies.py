@@ -413,3 +413,16 @@ def test_lists_of_no_rows_are_an_error(tmp_path, monkeypatch, capsys):
     os.mkfifo(path)
     assert call(monkeypatch, *args) == 2
     assert f"error: {path}: expected a regular file, found" in capsys.readouterr().err
+
+
+def test_patients_of_other_videos_are_not_silently_unused(tmp_path):
+    """Every video would be a patient of its own, and a patient in two folds."""
+    real, sun = tmp_path / "real", tmp_path / "sun"
+    write_real_colon(real)
+    write_sun(sun)
+    for open_dataset, root in ((open_real_colon, real), (open_sun, sun)):
+        with pytest.raises(ValueError, match=r"patients: expected some of the videos \[.*\] \.\.\., found \['77'\]"):
+            open_dataset(root, verify="none", patients={"77": "p"})
+    assert open_sun(sun, verify="none", patients={"case1": "p"}).patients == {"1": "p"}
+    with pytest.raises(ValueError, match="patients: expected every case once, found 1 again"):
+        open_sun(sun, verify="none", patients={"case1": "p", "01": "q"})

@@ -108,6 +108,14 @@ class Layout(ABC):
         return frame.row(polyp_id, box, size, dataset=self.name, patient_id=patient, synthetic=self.synthetic)
 
 
+def check_patients(patients: Patients, videos: Iterable[str]) -> None:
+    """Raises ValueError if `patients` has entries and none of them is for one of the videos, under whatever names."""
+    known = set(videos)
+    if patients and not patients.keys() & known:
+        expected = f"some of the videos {sorted(known)[:3]} ..."
+        raise ValueError(f"patients: expected {expected}, found {sorted(patients)[:3]} ...")
+
+
 def list_names(folder: Path) -> list[str]:
     """What is in a folder, shorter names first, so that numbers are in order; none if there is no such folder.
 

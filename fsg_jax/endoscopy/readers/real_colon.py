@@ -46,7 +46,8 @@ def open_real_colon(
 
     Raises:
       FileNotFoundError: the folder, its lesion_info.csv, or every folder of annotations is missing.
-      ValueError: a CSV lacks a column, a video is twice in video_info.csv or has two folders of annotations.
+      ValueError: a CSV lacks a column, a video is twice in video_info.csv or has two folders of annotations, or
+        `patients` has none of the videos.
     """
     root = layout.check_root(root)
     sizes = read_sizes(root / "lesion_info.csv", "unique_object_id", "size [mm]")
@@ -61,6 +62,7 @@ def open_real_colon(
     bare = sorted((shown | num_frames.keys()) - videos.keys(), key=natural_key)
     events = sizes.events + [Event(f"{video}_annotations", "", Note.NO_FOLDER, "") for video in bare]
     synthetic = layout.is_synthetic(root)
+    layout.check_patients(patients or {}, videos)
     return RealColon(name, root, verify, sizes, patients or {}, synthetic, events, videos, num_frames)
 
 

@@ -57,11 +57,12 @@ def open_sun(
       name: the dataset's name in the index.
       verify: what is done with the image of every frame that has a box, see `check_frame`. As SUN notes no frame
         size, the header is read in any case.
-      patients: patient of each case by its number as text; a case that is not there is a patient of its own.
+      patients: patient of each case, ``1`` or ``case1``; a case that is not there is a patient of its own.
 
     Raises:
       FileNotFoundError: the folder, the sizes, or every annotation is missing.
-      ValueError: the CSV lacks a column, or a case has two annotation files.
+      ValueError: the CSV lacks a column, a case has two annotation files, or `patients` has no case of the dataset, or
+        one twice.
     """
     root = layout.check_root(root)
     table = read_sizes(sizes or root / SIZES, "ID", "Size", _case_number)
@@ -77,7 +78,11 @@ def open_sun(
     folders = {case: [folder for folder in found if (root / folder).is_dir()] for case, found in named.items()}
     bare = [found[0] for case, found in folders.items() if found and case not in annotations]
     events = table.events + [Event(folder, "", Note.NO_FOLDER, "") for folder in bare]
-    return Sun(name, root, verify, table, patients or {}, layout.is_synthetic(root), events, annotations, folders)
+    numbered = {_case_number(case): patient for case, patient in (patients or {}).items()}
+    if len(numbered) < len(patients or {}):
+        raise ValueError(f"patients: expected every case once, found {len(patients or {}) - len(numbered)} again")
+    layout.check_patients(numbered, files)
+    return Sun(name, root, verify, table, numbered, layout.is_synthetic(root), events, annotations, folders)
 
 
 @dataclass(frozen=True)
