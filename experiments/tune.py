@@ -23,14 +23,14 @@ from experiments.config import BaseExperiment, change, check_bounded, describe, 
 from experiments.configs import SPACES
 from experiments.errors import NotFiniteError, StopRequested, UserError, run_main
 from experiments.report.trials import REPORT, trial_line, write_report
-from experiments.run_folder import claim_folder, writing_to
+from experiments.run_folder import check_record, claim_folder, seal, writing_to
 from experiments.run_log import EPOCHS
 from experiments.search import TRIALS, ClaimedTrial, Search, make_pruner
 from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
 from experiments.task import make_task
 from experiments.train import OnEpoch, train
-from fsg_jax._files import read_json, write_json, write_text
+from fsg_jax._files import parse_json, read_json, read_text, write_json, write_text
 
 CONFIG, RESULTS, TRIAL = "tune.json", "trials.jsonl", "trial.json"
 ENDS = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
@@ -123,11 +123,11 @@ def run_trial(
             "facts": provenance.gather(),
         }
         with writing_to(claimed.path):
-            write_json(file, record)
+            write_json(file, seal(record))
     gc.collect()  # the programs compiled for earlier trials refer to themselves
     for checkpoints in claimed.path.glob("*/checkpoints"):
         shutil.rmtree(checkpoints)
-    return read_json(file)
+    return check_record(read_json(file), file)
 
 
 def _end(experiment: BaseExperiment, arm: str, outs: list[Path], on_epoch: OnEpoch) -> tuple[str, str]:
@@ -164,14 +164,16 @@ def _pruning(search: Search, trial: optuna.Trial, best: str, epochs: int) -> OnE
 
 def _seed_row(seed: int, log: Path, metric: str) -> dict[str, Any] | None:
     """The number of epochs that a seed has run, and the metric of the last."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = read_text(log).splitlines() if log.exists() else []
+    rows = [parse_json(line, f"{log}, line {number}") for number, line in enumerate(lines, start=1)]
     return {"seed": seed, "epochs": len(rows), "last": rows[-1][metric]} if rows else None
 
 
 def _collect(args: TuneArgs, search: Search, *, smallest: bool) -> list[dict[str, Any]]:
     """Records of all trials that have ended; writes ``trials.jsonl`` and the report too."""
     with search.alone():
-        records = [read_json(file) for file in sorted((args.out / TRIALS).glob(f"*/{TRIAL}"))]
+        files = sorted((args.out / TRIALS).glob(f"*/{TRIAL}"))
+        records = [check_record(read_json(file), file) for file in files]
         write_text(args.out / RESULTS, "".join(json.dumps(record) + "\n" for record in records))
         if records:
             write_report(args.out, args.experiment, args.arm, args.seeds, records, smallest=smallest)

@@ -247,9 +247,11 @@ def test_a_folder_holds_one_benchmark(tmp_path):
         Bench(VIT, tmp_path, "cpu: another one", resume=True)
 
 
-def test_a_damaged_line_is_named(tmp_path):
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"suite": "peak"}', "[" * 100_000])
+def test_a_damaged_line_is_named(tmp_path, line):
     Bench(VIT, tmp_path, "cpu")
-    (tmp_path / ROWS).write_text('{"suite": "peak"}\nnonsense\n{"suite": "peak"}\n')
+    row = '{"suite": "peak", "case": "a", "side": "b"}'
+    (tmp_path / ROWS).write_text(f"{row}\n{line}\n{row}\n")
     with pytest.raises(UserError, match="line 2"):
         Bench(VIT, tmp_path, "cpu", resume=True)
 

@@ -85,6 +85,11 @@ def test_a_search_tries_the_configuration_first_and_reads_no_test_split(tmp_path
     assert "The test split was not read" in report
     assert "python -m experiments.ablate digits --seeds 3 --arms baseline --out runs/digits_tuned " in report
     assert search_in(plan(seeds=2, trials=2), tmp_path, resume=True) == records
+    file = tmp_path / "trials" / "0000" / "trial.json"
+    for damaged in ("[1]", "", "{}", file.read_text().replace('"validation": 0', '"validation": 1')):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match=r"0000/trial\.json is damaged"):
+            search_in(plan(seeds=2, trials=2), tmp_path, resume=True)
 
 
 def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):

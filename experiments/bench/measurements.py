@@ -8,7 +8,7 @@ from typing import Any
 from experiments.bench.settings import Settings
 from experiments.errors import UserError
 from experiments.run_folder import claim_folder, writing_to
-from fsg_jax._files import append, write_text
+from fsg_jax._files import append, parse_json, read_text, write_text
 
 CONFIG, ROWS = "bench.json", "bench.jsonl"
 
@@ -59,14 +59,17 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file; none if it is not there. A last line that was cut off is left out.
 
     Raises:
-      UserError: another line is no JSON object.
+      UserError: another line is no JSON object with a suite, a case and a side.
     """
-    lines = path.read_text().split("\n") if path.exists() else []
+    lines = read_text(path).split("\n") if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows += [dict(json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError) as error:
+            row = parse_json(line, path) if line.strip() else None
+            if row is not None and not (isinstance(row, dict) and row.keys() >= {"suite", "case", "side"}):
+                raise ValueError
+            rows += [] if row is None else [row]
+        except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: expected a JSON object, found {line[:80]!r}") from error
     return rows
