@@ -24,6 +24,7 @@ from experiments.run_folder import (
     check_record,
     claim_folder,
     config_damage,
+    identity,
     mend,
     seal,
     sound_record,
@@ -174,7 +175,8 @@ def claim(experiment: BaseExperiment, groups: list[Group], out: Path, resume: bo
         if path in runs:
             config_damage(path, runs[path], resume)
     for file in _files(out, RESULT):
-        sound_record(file)
+        config = runs.get(file.parent)
+        sound_record(file, None if config is None else identity(config))
 
 
 def _files(out: Path, name: str) -> list[Path]:

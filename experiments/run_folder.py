@@ -39,7 +39,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 mend(path / CONFIG, damage, "a checkpoint says which run this is")
                 write_json(path / CONFIG, config)
             claim_folder(path / CONFIG, config, "run", resume=resume)
-            self.result = sound_record(path / RESULT)
+            self.result = sound_record(path / RESULT, self.run)
         except BaseException:
             self.close()
             raise
@@ -98,15 +98,18 @@ def check_record(record: Any, where: object) -> dict[str, Any]:
     return record
 
 
-def sound_record(file: Path) -> dict[str, Any] | None:
-    """The record in a file; None without one. A damaged one is set aside, with a warning, to be made again."""
+def sound_record(file: Path, run: str | None) -> dict[str, Any] | None:
+    """The record in a file; None without one. A damaged one, or that of another run, is set aside, with a warning."""
     if not file.exists():
         return None
     try:
-        return check_record(read_json(file), file)
+        record = check_record(read_json(file), file)
+        if run not in (None, identity(record.get("config", {}))):
+            raise ValueError(f"{file} is damaged: expected the record of this run, found that of another")
     except ValueError as error:
         mend(file, str(error), "the run is finished again from its checkpoint")
         return None
+    return record
 
 
 def mend(file: Path, damage: str, how: str) -> None:

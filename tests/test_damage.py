@@ -57,6 +57,9 @@ class Folders:
         self.stopped = interrupted(EXPERIMENT, root / "stopped")
         self.other_seed = interrupted(EXPERIMENT, root / "seed", seed=1)
         self.other_arm = interrupted(EXPERIMENT, root / "arm", arm="fsg")
+        self.other_result = root / "other.json"
+        train(EXPERIMENT, ARM, 1, root / "seed", resume=True)
+        shutil.move(root / "seed" / "result.json", self.other_result)
         self.early = interrupted(EXPERIMENT, root / "early", epoch=1)
 
     def outcome(self, base: Path, damage: Damage) -> str:
@@ -209,9 +212,9 @@ def table(folders: "Folders") -> list[tuple[str, Path, Damage]]:
     base, done = folders.stopped, folders.finished
     parts = (to_any_file(base), to_logs(), to_values(base), to_checkpoints(folders))
     found = [(name, base, damage) for part in parts for name, damage in part]
-    return found + [
-        (f"finished: {kind}", done, partial(edit, "result.json", change)) for kind, change in CHANGES.items()
-    ]
+    found += [(f"finished: {kind}", done, partial(edit, "result.json", change)) for kind, change in CHANGES.items()]
+    other = "finished: of another seed"
+    return [*found, (other, done, lambda out: shutil.copy(folders.other_result, out / "result.json"))]
 
 
 LOST = "expected an empty folder or config.json in it, found "
@@ -233,7 +236,7 @@ def test_no_damage_is_silently_wrong(folders):
 
 SOME = (
     *("checkpoints/6/meta/metadata flip", "checkpoints/4/_CHECKPOINT_METADATA a pipe", "4 lost"),
-    *("epochs.jsonl without row 1", "config.json empty", "finished: flip", "6 of arm"),
+    *("epochs.jsonl without row 1", "config.json empty", "finished: flip", "finished: of another seed", "6 of arm"),
 )
 
 
