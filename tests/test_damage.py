@@ -22,6 +22,9 @@ EXPERIMENT = tiny.digits(train={"epochs": 4, "checkpoint_every": 3, "test_on": "
 ARM = "fsg_gr"
 COMPARED = ("history", "gates", "test", "validation", "initial_weights", "config")
 
+# Of several failed reads TensorStore reports the later ones to an event loop that is closed by then.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 Damage = Callable[[Path], None]
 
 

@@ -318,6 +318,7 @@ def cache(tmp_path):
     return tmp_path / "cache", source
 
 
+@pytest.mark.slow
 def test_a_cache_with_a_flipped_bit_is_refused_or_the_same(cache):
     folder, source = cache
     (shard,) = folder.glob("shard-*")
