@@ -123,7 +123,8 @@ def to_any_file(base: Path) -> Iterator[tuple[str, Damage]]:
     names = sorted(str(path.relative_to(base)) for path in base.rglob("*") if path.is_file())
     for name in (name for name in names if "tensorboard" not in name and name != "lock"):
         for kind, change in CHANGES.items():
-            yield f"{name} {kind}", partial(edit, name, change)
+            if "/state/" not in name or kind in ("cut", "flip"):  # arrays, of which each failed read leaves traces
+                yield f"{name} {kind}", partial(edit, name, change)
         yield f"{name} removed", lambda out, name=name: (out / name).unlink()
         yield f"{name} a pipe", partial(instead, name, os.mkfifo)
         yield f"{name} a folder", partial(instead, name, Path.mkdir)
@@ -229,7 +230,7 @@ REFUSED = {"config and all lost": LOST}
 def test_no_damage_is_silently_wrong(folders):
     outcomes = {name: folders.outcome(base, damage) for name, base, damage in table(folders)}
     print(len(outcomes), "damages")
-    assert len(outcomes) > 500
+    assert len(outcomes) > 300
     for name, outcome in outcomes.items():
         if name in REFUSED:
             assert REFUSED[name] in outcome, name
