@@ -165,9 +165,8 @@ def claim(experiment: BaseExperiment, groups: list[Group], out: Path, resume: bo
     there = [file.parent for file in _files(out, RUN_CONFIG)]
     try:
         claim_folder(out / CONFIG, describe(experiment), "ablation", resume=resume)
-    except (UserError, ValueError) as error:
-        damaged = (out / CONFIG).exists() and _is_damaged(out / CONFIG)
-        if not (resume and damaged and there and all(path in runs for path in there)):
+    except ValueError as error:  # the file is damaged
+        if not (resume and there and all(path in runs for path in there)):
             raise
         mend(out / CONFIG, str(error), "the runs say which ablation this is")
         write_json(out / CONFIG, describe(experiment))
@@ -182,14 +181,6 @@ def claim(experiment: BaseExperiment, groups: list[Group], out: Path, resume: bo
 def _files(out: Path, name: str) -> list[Path]:
     """The files of that name in the folders of runs."""
     return [*out.glob(f"*/*/{name}"), *out.glob(f"*/*/*/{name}")]
-
-
-def _is_damaged(file: Path) -> bool:
-    try:
-        read_json(file)
-    except ValueError:
-        return True
-    return False
 
 
 def report(out: Path) -> None:

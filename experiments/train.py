@@ -171,6 +171,8 @@ def _restore(
         if options.test_on != "best" or not epochs:
             return restored
         best = _best_epoch(epochs, task)["step"]
+        if best == restored.step:
+            return restored
         try:
             checkpointer.restore(like, best, expect=expect)
         except fsg.CheckpointError as error:

@@ -64,11 +64,13 @@ def read_rows(path: Path) -> list[Row]:
     lines = read_text(path).split("\n") if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            row = parse_json(line, path) if line.strip() else None
-            if row is not None and not (isinstance(row, dict) and row.keys() >= {"suite", "case", "side"}):
+            row = parse_json(line, path)
+            if not (isinstance(row, dict) and row.keys() >= {"suite", "case", "side"}):
                 raise ValueError
-            rows += [] if row is None else [row]
+            rows.append(row)
         except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: expected a JSON object, found {line[:80]!r}") from error
