@@ -99,7 +99,7 @@ PARENT = """
 import sys
 from fsg_jax.data.batches import in_order
 from fsg_jax.data.loader import Loader
-from tests.test_exits import read
+from test_exits import read
 
 if __name__ == "__main__":
     batches = iter(Loader(in_order(64, 2), read, workers=2))
@@ -118,7 +118,7 @@ def read(rows):
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     with subprocess.Popen(
         [sys.executable, tmp_path / "parent.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT
     ) as parent:
