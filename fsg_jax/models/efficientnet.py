@@ -1,21 +1,23 @@
 """EfficientNet with gates by injection (Tan & Le 2019; Roffo et al. 2024)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates
 from fsg_jax.gates.channel_attention import pool_channels, scale_channels
-from fsg_jax.models.arguments import check_factory, check_images
+from fsg_jax.gates.sites import Shortcut, Site, Use, check_linear, factory_of
+from fsg_jax.models.arguments import check_factory, check_images, check_widths
 from fsg_jax.models.layers import DropPath, FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
 from fsg_jax.models.resnet import BatchNorm
 
-GATE_PLACEMENTS = ("stage", "block")
+GATE_PLACEMENTS = ("stage", "block", "hidden")
 SQUEEZE_RATIO = 0.25
 
 he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -58,7 +60,9 @@ class MBConv(nn.Module):
     """Inverted residual: expand (1x1), depthwise, squeeze-and-excitation, project (1x1), plus `x` where it fits.
 
     Sandler et al. 2018 with Hu et al. 2018. No expansion if `expansion` is 1; the squeezed width is a quarter of
-    the channels of the input. Other attributes as in `EfficientNet`.
+    the channels of the input. `hidden_gate` makes the gate before the squeeze-and-excitation, if there is an expansion,
+    and `hidden` is the number of expanded channels if it is not that of `expansion`. Other attributes as in
+    `EfficientNet`.
     """
 
     features: int
@@ -67,6 +71,8 @@ class MBConv(nn.Module):
     strides: int
     drop_path: float = 0.0
     gate: ModuleDef | None = None
+    hidden_gate: ModuleDef | None = None
+    hidden: int | None = None
     norm: ModuleDef = BatchNorm
     dtype: Any = jnp.float32
 
@@ -76,12 +82,14 @@ class MBConv(nn.Module):
         conv = partial(make_conv, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
         channels = x.shape[-1]
-        hidden = channels * self.expansion
+        hidden = self.hidden or channels * self.expansion
         y = x
         if self.expansion != 1:
             y = nn.silu(norm(name="expand_bn")(conv(hidden, 1, name="expand_conv")(y)))
         y = conv(hidden, self.kernel_size, self.strides, groups=hidden, name="depthwise_conv")(y)
         y = nn.silu(norm(name="depthwise_bn")(y))
+        if self.expansion != 1:
+            y = apply_gate(self.hidden_gate, y, name="gate1", train=train)
         y = Squeeze(max(1, round(channels * SQUEEZE_RATIO)), name="se")(y)
         y = norm(name="project_bn")(conv(self.features, 1, name="project_conv")(y))
         if self.strides == 1 and channels == self.features:
@@ -103,13 +111,16 @@ class EfficientNet(nn.Module):
       features: channels of the last 1x1 convolution, the pooled features.
       gate: factory, ``gate(name=...)``, of modules called as ``module(x, train=train)``; None makes none.
       gate_placement: ``"stage"``, on the output of each stage (Roffo et al. 2024); ``"block"``, on that of each
-        block, after its shortcut.
+        block, after its shortcut; ``"hidden"``, inside the blocks with an expansion, before the
+        squeeze-and-excitation: what `fsg_jax.prune` can remove.
       dropout: rate on the pooled features.
       drop_path: stochastic depth; block k of n, from 0, is dropped with the rate ``drop_path * k / n`` if it has
         a shortcut.
       dtype: of the computation up to the pooling, save the squeeze-and-excitation weights, which are float32.
       remat: recompute each block in the backward pass; same variables, less memory.
       norm: factory called as ``norm(use_running_average=, dtype=, name=)``.
+      widths: expanded channels of blocks where they are not those of the stage, by the name that the gate there has in
+        the placement ``"hidden"``, e.g. ``{"stage2_0/gate1": 64}``.
 
     Raises:
       ValueError: on construction, for an attribute out of its range.
@@ -126,6 +137,7 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     norm: ModuleDef = BatchNorm
+    widths: Mapping[str, int] = FrozenDict()
 
     def __post_init__(self) -> None:
         """Checks the attributes."""
@@ -137,7 +149,65 @@ class EfficientNet(nn.Module):
         check_choice("gate_placement", self.gate_placement, GATE_PLACEMENTS)
         check_factory("gate", self.gate)
         check_factory("norm", self.norm)
+        check_widths(self.widths, [f"{name}/gate1" for name, stage, *_ in self.blocks if stage.expansion != 1])
         super().__post_init__()
+
+    @property
+    def num_features(self) -> int:
+        """Number of pooled features."""
+        return self.features
+
+    @property
+    def blocks(self) -> list[tuple[str, Stage, int, bool]]:
+        """Name, stage, input channels and whether there is a shortcut, of each block."""
+        channels, found = self.stem_features, []
+        for index, stage in enumerate(self.stages, 1):
+            for i in range(stage.blocks):
+                shortcut = channels == stage.features and (stage.strides == 1 or i > 0)
+                found.append((f"stage{index}_{i}", stage, channels, shortcut))
+                channels = stage.features
+        return found
+
+    def gate_sites(self) -> dict[str, Site]:
+        """Which weights make and read the channels of each gate; see `fsg_jax.gates.sites`.
+
+        Raises:
+          ValueError: norms of which it is not known.
+        """
+        check_linear("norm", self.norm, nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+        sites: dict[str, Site] = {}
+        for k, (name, stage, channels, shortcut) in enumerate(self.blocks):
+            if stage.expansion != 1:
+                parts = ("expand_conv", "expand_bn", "depthwise_conv", "depthwise_bn", "se/fc2")
+                made = tuple(Use(f"{name}/{part}", "out") for part in parts)
+                made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
+                read = (Use(f"{name}/project_conv", "in"), Use(f"{name}/se/fc1", "in"))
+                width = self.widths.get(f"{name}/gate1", channels * stage.expansion)
+                sites[f"{name}/gate1"] = Site(width, read, made=made)
+            if here := self._gate_after(k):
+                end = Site(stage.features, (Use(f"{name}/project_bn", "out"),))
+                sites[here] = self._followed(k) if shortcut else end
+        return sites
+
+    def _gate_after(self, k: int) -> str | None:
+        """Name of the gate after block number `k`, if there is one."""
+        name, *_ = self.blocks[k]
+        stage = name.removeprefix("stage").split("_")[0]
+        last = not any(later.startswith(f"stage{stage}_") for later, *_ in self.blocks[k + 1 :])
+        return {"block": f"{name}/gate", "stage": f"gate{stage}" if last else None}.get(self.gate_placement)
+
+    def _followed(self, k: int) -> Site:
+        """The site of the gate after block number `k`: what reads its map, through the shortcuts that follow."""
+        read, branch, channels = [], [], self.blocks[k][1].features
+        for j, (name, stage, _, shortcut) in enumerate(self.blocks[k + 1 :], k + 1):
+            first = "depthwise_conv" if stage.expansion == 1 else "expand_conv"
+            read.append(Use(f"{name}/{first}", "in"))
+            if not shortcut:
+                return Site(channels, tuple(read))
+            branch.append(Use(f"{name}/project_bn", "out"))
+            if to := self._gate_after(j):
+                return Site(channels, tuple(read), Shortcut(to, tuple(branch), rectified=False))
+        return Site(channels, (*read, Use("top_conv", "in")))
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
@@ -158,7 +228,8 @@ class EfficientNet(nn.Module):
         x = nn.silu(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
 
         make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
-        block = partial(make, gate=gates.get("block"), norm=self.norm, dtype=self.dtype)
+        places = {"gate": gates.get("block"), "hidden_gate": gates.get("hidden")}
+        block = partial(make, **places, norm=self.norm, dtype=self.dtype)
         done, total = 0, sum(stage.blocks for stage in self.stages)
         for index, (expansion, features, blocks, size, strides) in enumerate(self.stages, 1):
             for i in range(blocks):
@@ -168,6 +239,7 @@ class EfficientNet(nn.Module):
                     kernel_size=size,
                     strides=strides if i == 0 else 1,
                     drop_path=self.drop_path * (done + i) / total,
+                    hidden=self.widths.get(f"stage{index}_{i}/gate1"),
                     name=f"stage{index}_{i}",
                 )(x, train)
             done += blocks
