@@ -95,12 +95,13 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``W2 g(gelu(W1 x + b1)) + b2`` with exact GELU, ``g`` the gate if any; dropout after each of the two layers."""
+    """``W2 g(gelu(W1 x + b1)) + b2``, ``g`` the gate if any; GELU is exact or by tanh; dropout after both layers."""
 
     hidden: int
     dropout: float = 0.0
     kernel_init: Callable[..., Array] = initializers.normal(0.02)
     dtype: Any = jnp.float32
+    approximate: bool = False
     gate: ModuleDef | None = None
 
     @nn.compact
@@ -108,7 +109,8 @@ class Mlp(nn.Module):
         """The same shape as `x`; random stream ``"dropout"`` in training."""
         dim = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
-        x = nn.Dropout(self.dropout, name="drop1")(gelu(x), deterministic=not train)
+        x = jax.nn.gelu(x, approximate=True) if self.approximate else gelu(x)
+        x = nn.Dropout(self.dropout, name="drop1")(x, deterministic=not train)
         x = apply_gate(self.gate, x, name="gate", train=train)
         x = nn.Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
         return nn.Dropout(self.dropout, name="drop2")(x, deterministic=not train)

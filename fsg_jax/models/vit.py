@@ -18,6 +18,7 @@ from fsg_jax.models.arguments import check_factory, check_images, check_widths
 from fsg_jax.models.layers import DropPath, LayerScale, Mlp, ModuleDef, PatchEmbed, Tokens, apply_gate
 
 POOLS = ("token", "avg")
+GELUS = ("exact", "tanh")
 GATE_PLACEMENTS = ("branch", "hidden")
 # timm's trunc_normal_ cuts at -2 and 2, that is at 100 standard deviations: a normal distribution.
 WEIGHT_INIT = initializers.normal(0.02)
@@ -94,6 +95,7 @@ class Block(nn.Module):
     drop_path: float = 0.0
     layer_scale: float | None = None
     dtype: Any = jnp.float32
+    gelu: str = "exact"
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool = False) -> Tokens:
@@ -102,7 +104,7 @@ class Block(nn.Module):
         y = self.mixer(name="attn")(norm(name="norm1")(x), train=train)
         x = x + self._branch(y, "1", train)
         hidden = self.widths.get("mlp/gate", int(x.shape[-1] * self.mlp_ratio))
-        mlp = Mlp(hidden, self.dropout, WEIGHT_INIT, self.dtype, self.hidden_gate, name="mlp")
+        mlp = Mlp(hidden, self.dropout, WEIGHT_INIT, self.dtype, self.gelu == "tanh", self.hidden_gate, name="mlp")
         y = mlp(norm(name="norm2")(x), train=train)
         return x + self._branch(y, "2", train)
 
@@ -141,6 +143,7 @@ class ViT(nn.Module):
         ``output``, the name of the linear layer that it ends in, can absorb the gate on its branch.
       dtype: of the computation up to the pooling.
       remat: recompute each block in the backward pass; same variables, less memory.
+      gelu: ``"exact"``, as in timm; ``"tanh"``, the approximation with which Google's ViTs were trained.
       widths: heads, channels and hidden units where they are not those that `num_heads`, `dim` and `mlp_ratio` give, by
         the name that the gate there has in the placement ``"hidden"``, e.g. ``{"blocks_0/mlp/gate": 512}``.
 
@@ -164,6 +167,7 @@ class ViT(nn.Module):
     mixer: ModuleDef | None = None
     dtype: Any = jnp.float32
     remat: bool = False
+    gelu: str = "exact"
     gate_placement: str = "branch"
     widths: Mapping[str, int] = FrozenDict()
 
@@ -174,6 +178,7 @@ class ViT(nn.Module):
             check_positive(**{argument: getattr(self, argument)})
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         check_choice("pool", self.pool, POOLS)
+        check_choice("gelu", self.gelu, GELUS)
         check_choice("gate_placement", self.gate_placement, GATE_PLACEMENTS)
         check_factory("gate", self.gate)
         check_factory("mixer", self.mixer)
@@ -240,6 +245,7 @@ class ViT(nn.Module):
             dropout=self.dropout,
             layer_scale=self.layer_scale,
             dtype=self.dtype,
+            gelu=self.gelu,
         )
         for i, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
             widths = widths_below(self.widths, f"blocks_{i}")
