@@ -17,6 +17,11 @@ from fsg_jax.models.resnet import BatchNorm
 
 GATE_PLACEMENTS = ("stage", "block")
 SQUEEZE_RATIO = 0.25
+ACTIVATIONS = {"silu": nn.silu, "relu6": nn.relu6}
+PADDINGS = ("symmetric", "same")
+
+TFBatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-3)
+"""BatchNorm with the epsilon of weights that were trained with TensorFlow; momentum as in timm."""
 
 he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
 # A depthwise kernel has one input and one output channel a group: its fan-out is the fan-in Flax counts.
@@ -33,23 +38,26 @@ class Stage(NamedTuple):
     strides: int
 
 
-def make_conv(features: int, size: int, strides: int = 1, groups: int = 1, **options: Any) -> nn.Module:
-    """A convolution without bias, padded symmetrically, that starts by He's fan-out rule."""
+def make_conv(
+    features: int, size: int, strides: int = 1, groups: int = 1, padding: str = "symmetric", **options: Any
+) -> nn.Module:
+    """A convolution without bias, padded as in `EfficientNet`, that starts by He's fan-out rule."""
     init = he_depthwise if groups > 1 else he_fan_out
-    options |= {"padding": size // 2, "feature_group_count": groups, "use_bias": False, "kernel_init": init}
-    return nn.Conv(features, (size, size), strides=strides, **options)
+    options |= {"padding": "SAME" if padding == "same" else size // 2, "feature_group_count": groups}
+    return nn.Conv(features, (size, size), strides=strides, use_bias=False, kernel_init=init, **options)
 
 
 class Squeeze(nn.Module):
-    """``y = x * sigmoid(W2 silu(W1 mean(x) + b1) + b2)``: the squeeze-and-excitation of the backbone itself."""
+    """``y = x * sigmoid(W2 act(W1 mean(x) + b1) + b2)``: the squeeze-and-excitation of the backbone itself."""
 
     hidden: int
+    activation: str = "silu"
 
     @nn.compact
     def __call__(self, x: FeatureMaps) -> FeatureMaps:
         """The same shape and dtype as `x`; computed in float32."""
         pooled = pool_channels(x, -1)
-        s = nn.silu(nn.Dense(self.hidden, kernel_init=he_fan_out, name="fc1")(pooled))
+        s = ACTIVATIONS[self.activation](nn.Dense(self.hidden, kernel_init=he_fan_out, name="fc1")(pooled))
         s = nn.sigmoid(nn.Dense(x.shape[-1], kernel_init=he_fan_out, name="fc2")(s))
         return scale_channels(x, s, -1)
 
@@ -69,20 +77,25 @@ class MBConv(nn.Module):
     gate: ModuleDef | None = None
     norm: ModuleDef = BatchNorm
     dtype: Any = jnp.float32
+    squeeze: bool = True
+    activation: str = "silu"
+    padding: str = "symmetric"
 
     @nn.compact
     def __call__(self, x: FeatureMaps, train: bool = False) -> FeatureMaps:
         """Maps to (batch, height / strides, width / strides, features), sizes rounded up."""
-        conv = partial(make_conv, dtype=self.dtype)
+        act = ACTIVATIONS[self.activation]
+        conv = partial(make_conv, padding=self.padding, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
         channels = x.shape[-1]
         hidden = channels * self.expansion
         y = x
         if self.expansion != 1:
-            y = nn.silu(norm(name="expand_bn")(conv(hidden, 1, name="expand_conv")(y)))
+            y = act(norm(name="expand_bn")(conv(hidden, 1, name="expand_conv")(y)))
         y = conv(hidden, self.kernel_size, self.strides, groups=hidden, name="depthwise_conv")(y)
-        y = nn.silu(norm(name="depthwise_bn")(y))
-        y = Squeeze(max(1, round(channels * SQUEEZE_RATIO)), name="se")(y)
+        y = act(norm(name="depthwise_bn")(y))
+        if self.squeeze:
+            y = Squeeze(max(1, round(channels * SQUEEZE_RATIO)), self.activation, name="se")(y)
         y = norm(name="project_bn")(conv(self.features, 1, name="project_conv")(y))
         if self.strides == 1 and channels == self.features:
             y = x + DropPath(self.drop_path, name="drop_path")(y, train=train)
@@ -92,9 +105,10 @@ class MBConv(nn.Module):
 class EfficientNet(nn.Module):
     """EfficientNet with an optional gate after each stage or each block.
 
-    Padding is symmetric, BatchNorm has epsilon 1e-5 and momentum 0.9 and convolutions start by He's fan-out rule,
-    as in timm's ``efficientnet_b0`` (the original pads asymmetrically, with epsilon 1e-3 and momentum 0.99).
-    Parameters and batch statistics are float32.
+    ``efficientnet_b0`` pads symmetrically and its BatchNorm has epsilon 1e-5 and momentum 0.9, as in timm;
+    ``tf_efficientnet_b0`` and ``efficientnet_lite0`` (timm's ``tf_efficientnet_lite0``) pad asymmetrically and have
+    epsilon 1e-3, as the original, whose momentum is 0.99. Convolutions start by He's fan-out rule. Parameters and batch
+    statistics are float32.
 
     Attributes:
       num_classes: logits; 0 gives the pooled features instead and makes no head.
@@ -110,6 +124,10 @@ class EfficientNet(nn.Module):
       dtype: of the computation up to the pooling, save the squeeze-and-excitation weights, which are float32.
       remat: recompute each block in the backward pass; same variables, less memory.
       norm: factory called as ``norm(use_running_average=, dtype=, name=)``.
+      squeeze: whether blocks have their squeeze-and-excitation; the Lite variants have none.
+      activation: ``"silu"`` or ``"relu6"``.
+      padding: of convolutions; ``"symmetric"``, half of the kernel on every side; ``"same"``, TensorFlow's rule, which
+        at stride 2 pads even sizes more at the bottom and at the right.
 
     Raises:
       ValueError: on construction, for an attribute out of its range.
@@ -126,6 +144,9 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     norm: ModuleDef = BatchNorm
+    squeeze: bool = True
+    activation: str = "silu"
+    padding: str = "symmetric"
 
     def __post_init__(self) -> None:
         """Checks the attributes."""
@@ -135,6 +156,8 @@ class EfficientNet(nn.Module):
             check_positive(**{f"stages[{i}].{field}": value for field, value in stage._asdict().items()})
         check_rates(dropout=self.dropout, drop_path=self.drop_path)
         check_choice("gate_placement", self.gate_placement, GATE_PLACEMENTS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("padding", self.padding, PADDINGS)
         check_factory("gate", self.gate)
         check_factory("norm", self.norm)
         super().__post_init__()
@@ -152,13 +175,15 @@ class EfficientNet(nn.Module):
           ValueError: `x` has another rank or is not floating point.
         """
         check_images(x)
-        conv = partial(make_conv, dtype=self.dtype)
+        act = ACTIVATIONS[self.activation]
+        conv = partial(make_conv, padding=self.padding, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
         gates = {self.gate_placement: self.gate}  # the other places have none
-        x = nn.silu(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
+        x = act(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
 
         make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
-        block = partial(make, gate=gates.get("block"), norm=self.norm, dtype=self.dtype)
+        options = {"squeeze": self.squeeze, "activation": self.activation, "padding": self.padding}
+        block = partial(make, gate=gates.get("block"), norm=self.norm, dtype=self.dtype, **options)
         done, total = 0, sum(stage.blocks for stage in self.stages)
         for index, (expansion, features, blocks, size, strides) in enumerate(self.stages, 1):
             for i in range(blocks):
@@ -173,23 +198,32 @@ class EfficientNet(nn.Module):
             done += blocks
             x = apply_gate(gates.get("stage"), x, name=f"gate{index}", train=train)
 
-        x = nn.silu(norm(name="top_bn")(conv(self.features, 1, name="top_conv")(x)))
+        x = act(norm(name="top_bn")(conv(self.features, 1, name="top_conv")(x)))
         x = x.astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
 
 
+B0 = (
+    Stage(1, 16, 1, 3, 1),
+    Stage(6, 24, 2, 3, 2),
+    Stage(6, 40, 2, 5, 2),
+    Stage(6, 80, 3, 3, 2),
+    Stage(6, 112, 3, 5, 1),
+    Stage(6, 192, 4, 5, 2),
+    Stage(6, 320, 1, 3, 1),
+)
+
 EFFICIENTNETS: dict[str, dict[str, Any]] = {
-    "efficientnet_b0": {
-        "stages": (
-            Stage(1, 16, 1, 3, 1),
-            Stage(6, 24, 2, 3, 2),
-            Stage(6, 40, 2, 5, 2),
-            Stage(6, 80, 3, 3, 2),
-            Stage(6, 112, 3, 5, 1),
-            Stage(6, 192, 4, 5, 2),
-            Stage(6, 320, 1, 3, 1),
-        )
+    "efficientnet_b0": {"stages": B0},
+    "tf_efficientnet_b0": {"stages": B0, "padding": "same", "norm": TFBatchNorm},
+    "efficientnet_lite0": {
+        "stages": B0,
+        "padding": "same",
+        "norm": TFBatchNorm,
+        "squeeze": False,
+        "activation": "relu6",
     },
 }
-"""Arguments of the named variants; source: Tan & Le 2019, table 1."""
+"""Arguments of the named variants; sources: Tan & Le 2019, table 1; for Lite the release of 2020, which has neither
+squeeze-and-excitation nor SiLU, so that it can be quantised."""

@@ -73,19 +73,21 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``W2 gelu(W1 x + b1) + b2`` with exact GELU; dropout after each of the two layers."""
+    """``W2 gelu(W1 x + b1) + b2``; GELU is exact, or by its formula with tanh; dropout after each of the two layers."""
 
     hidden: int
     dropout: float = 0.0
     kernel_init: Callable[..., Array] = initializers.normal(0.02)
     dtype: Any = jnp.float32
+    approximate: bool = False
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         """The same shape as `x`; random stream ``"dropout"`` in training."""
         dim = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
-        x = nn.Dropout(self.dropout, name="drop1")(gelu(x), deterministic=not train)
+        x = jax.nn.gelu(x, approximate=True) if self.approximate else gelu(x)
+        x = nn.Dropout(self.dropout, name="drop1")(x, deterministic=not train)
         x = nn.Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
         return nn.Dropout(self.dropout, name="drop2")(x, deterministic=not train)
 

@@ -15,6 +15,7 @@ from fsg_jax.models.arguments import check_factory, check_images
 from fsg_jax.models.layers import DropPath, LayerScale, Mlp, ModuleDef, PatchEmbed, Tokens, apply_gate
 
 POOLS = ("token", "avg")
+GELUS = ("exact", "tanh")
 # timm's trunc_normal_ cuts at -2 and 2, that is at 100 standard deviations: a normal distribution.
 WEIGHT_INIT = initializers.normal(0.02)
 
@@ -64,6 +65,7 @@ class Block(nn.Module):
     drop_path: float = 0.0
     layer_scale: float | None = None
     dtype: Any = jnp.float32
+    gelu: str = "exact"
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool = False) -> Tokens:
@@ -72,7 +74,8 @@ class Block(nn.Module):
         y = self.mixer(name="attn")(norm(name="norm1")(x), train=train)
         x = x + self._branch(y, "1", train)
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        y = Mlp(hidden, self.dropout, WEIGHT_INIT, self.dtype, name="mlp")(norm(name="norm2")(x), train=train)
+        mlp = Mlp(hidden, self.dropout, WEIGHT_INIT, self.dtype, self.gelu == "tanh", name="mlp")
+        y = mlp(norm(name="norm2")(x), train=train)
         return x + self._branch(y, "2", train)
 
     def _branch(self, y: Tokens, index: str, train: bool) -> Tokens:
@@ -106,6 +109,7 @@ class ViT(nn.Module):
         ``module(x, train=train)`` on (batch, tokens, dim); None is `SelfAttention`.
       dtype: of the computation up to the pooling.
       remat: recompute each block in the backward pass; same variables, less memory.
+      gelu: ``"exact"``, as in timm; ``"tanh"``, the approximation with which Google's ViTs were trained.
 
     Raises:
       ValueError: on construction, for an attribute out of its range.
@@ -127,6 +131,7 @@ class ViT(nn.Module):
     mixer: ModuleDef | None = None
     dtype: Any = jnp.float32
     remat: bool = False
+    gelu: str = "exact"
 
     def __post_init__(self) -> None:
         """Checks the attributes."""
@@ -135,6 +140,7 @@ class ViT(nn.Module):
             check_positive(**{argument: getattr(self, argument)})
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         check_choice("pool", self.pool, POOLS)
+        check_choice("gelu", self.gelu, GELUS)
         check_factory("gate", self.gate)
         check_factory("mixer", self.mixer)
         if self.mixer is None and self.dim % self.num_heads:
@@ -174,6 +180,7 @@ class ViT(nn.Module):
             dropout=self.dropout,
             layer_scale=self.layer_scale,
             dtype=self.dtype,
+            gelu=self.gelu,
         )
         for i, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
             x = block(drop_path=float(rate), name=f"blocks_{i}")(x, train)
