@@ -38,8 +38,12 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Any, padding: A
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    convolve = convolve_depthwise if depthwise else _convolve
-    return convolve(lhs, rhs, tuple(window_strides), tuple((int(low), int(high)) for low, high in padding))
+    strides, padding = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
+    if depthwise:
+        return convolve_depthwise(lhs, rhs, strides, padding)
+    if rhs.shape[:2] == strides == (1, 1) and padding == ((0, 0), (0, 0)):
+        return lax.dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())))
+    return _convolve(lhs, rhs, strides, padding)
 
 
 def _is_plain(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
