@@ -16,6 +16,7 @@ from fsg_jax.gates.select import harden, selected
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.linen.init_state import init_state
 from fsg_jax.models import create_model, list_models
+from fsg_jax.pretrained import Preprocessing, Pretrained, load_pretrained, save_pretrained
 from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, routed
 from fsg_jax.training import losses, metrics, sharding
 from fsg_jax.training.checkpoint import Checkpointer, CheckpointError
@@ -42,6 +43,8 @@ __all__ = [
     "EfficientChannelAttention",
     "EvalStep",
     "Gate",
+    "Preprocessing",
+    "Pretrained",
     "Pruned",
     "RoutedTransformation",
     "SqueezeExcite",
@@ -60,6 +63,7 @@ __all__ = [
     "init_state",
     "is_weight",
     "list_models",
+    "load_pretrained",
     "losses",
     "make_eval_step",
     "make_train_step",
@@ -69,6 +73,7 @@ __all__ = [
     "prune",
     "route",
     "routed",
+    "save_pretrained",
     "selected",
     "sharding",
     "sizing",
