@@ -54,7 +54,7 @@ def agreement(selections: Sequence[Mapping[str, Any]], *, draws: int = 2000, see
       seed: of these.
 
     Raises:
-      ValueError: fewer than two runs, no gate, or runs with other gates, other channels or values that are not booleans.
+      ValueError: fewer than two runs, no gate, or runs with other gates or channels or without booleans.
 
     Source: Cohen 1960 (kappa; of two sets of equal size it is the stability index of Kuncheva 2007).
     """

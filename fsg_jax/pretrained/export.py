@@ -87,7 +87,7 @@ def export_stablehlo(
     try:
         symbolic = jax.export.symbolic_args_specs((examples,), f"{BATCH}, ...")
         exported = jax.export.export(jax.jit(forward), platforms=tuple(platforms))(*symbolic)
-    except (jax.errors.JAXTypeError, jax.export.InconclusiveDimensionOperation) as error:
+    except (TypeError, NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
         raise ValueError(f"model: expected one that takes any batch size, found {error}") from error
     content, difference = bytes(exported.serialize()), None
     if _platform() in platforms:
@@ -157,10 +157,8 @@ def load_artifact(path: Path) -> Artifact:
     check_choice(f"{_beside(path)}: format", facts.get("format"), FORMATS)
     expect(facts.get("sha256") == digest(path), str(path), f"the SHA-256 of {_beside(path).name}", "another")
     content = path.read_bytes()
-    if facts["format"] == "onnx":
-        import_extra("onnxruntime", "export")
-        return Artifact(facts, _from_onnx(content, str(path)))
-    return Artifact(facts, _from_stablehlo(content, str(path)))
+    read = _from_onnx if facts["format"] == "onnx" else _from_stablehlo
+    return Artifact(facts, read(content, str(path)))
 
 
 def _forward(model: nn.Module, variables: Mapping[str, PyTree]) -> Callable[[Any], Any]:
@@ -253,11 +251,9 @@ def _beside(path: Path) -> Path:
 def _platform() -> str:
     """The platform of this process, by the names of `PLATFORMS`."""
     backend = jax.default_backend()
-    return (
-        "rocm"
-        if backend == "gpu" and "rocm" in jax.devices()[0].client.platform_version.lower()
-        else {"gpu": "cuda"}.get(backend, backend)
-    )
+    if backend != "gpu":
+        return backend
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
 
 
 def _from_stablehlo(content: bytes, name: str) -> Callable[[Any], Any]:
@@ -274,7 +270,7 @@ def _from_stablehlo(content: bytes, name: str) -> Callable[[Any], Any]:
 
 
 def _from_onnx(content: bytes, name: str) -> Callable[[Any], Any]:
-    import onnxruntime
+    onnxruntime = import_extra("onnxruntime", "export")
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns of choices of its own
