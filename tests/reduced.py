@@ -41,17 +41,23 @@ def resnet(**options: Any) -> Reduced:
     return Reduced({"width": 8, **options}, placements, size=(13, 10))
 
 
+def efficientnet() -> Reduced:
+    return Reduced(
+        {"stages": (Stage(1, 8, 1, 3, 1), Stage(3, 16, 2, 5, 2)), "stem_features": 8, "features": 16},
+        ({"gate_placement": "stage"}, {"gate_placement": "block"}),
+        size=(16, 12),
+        shifts="params/.*/project_bn/bias",
+    )
+
+
 STREAM_BACKBONE = {"stage_sizes": (1,), "width": 8}
 REDUCED = {
     "resnet18": resnet(stage_sizes=(1, 1)),
     "resnet34": resnet(stage_sizes=(2, 1), stem="imagenet"),
     "resnet50": resnet(stage_sizes=(2, 1), stem="imagenet"),
-    "efficientnet_b0": Reduced(
-        {"stages": (Stage(1, 8, 1, 3, 1), Stage(3, 16, 2, 5, 2)), "stem_features": 8, "features": 16},
-        ({"gate_placement": "stage"}, {"gate_placement": "block"}),
-        size=(16, 12),
-        shifts="params/.*/project_bn/bias",
-    ),
+    "efficientnet_b0": efficientnet(),
+    "tf_efficientnet_b0": efficientnet(),
+    "efficientnet_lite0": efficientnet(),
     "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}),
     "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),
     "vit_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),

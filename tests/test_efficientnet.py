@@ -32,6 +32,14 @@ def test_parameters(num_classes, parameters):
     }
 
 
+def test_lite_has_the_parameters_of_its_release(key):
+    """4,652,008, as in timm; the expansions of B0 without squeeze-and-excitation."""
+    model = create_model("efficientnet_lite0", num_classes=1000)
+    shapes = jax.eval_shape(model.init, key, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 4_652_008
+    assert not [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes) if any(k.key == "se" for k in path)]
+
+
 @pytest.mark.parametrize(
     ("placement", "expected"),
     [

@@ -1,4 +1,4 @@
-"""EfficientNet-B0 against timm's, with the same weights."""
+"""EfficientNets against timm's, with the same weights."""
 
 import jax
 import numpy as np
@@ -11,6 +11,9 @@ from fsg_jax.models import Stage, create_model
 pytestmark = pytest.mark.parity
 
 
+LITE = {"efficientnet_lite0": "tf_efficientnet_lite0"}  # ours has TensorFlow's padding and epsilon
+
+
 @pytest.fixture(scope="module")
 def theirs():
     module = timm.models.efficientnet.efficientnet_b0(num_classes=7)
@@ -18,8 +21,10 @@ def theirs():
 
 
 @pytest.mark.parametrize("size", [64, 45])
-def test_outputs(theirs, size):
-    ours = create_model("efficientnet_b0", num_classes=7)
+@pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnet_b0", "efficientnet_lite0"])
+def test_outputs(name, size):
+    theirs = jitter(getattr(timm.models.efficientnet, LITE.get(name, name))(num_classes=7))
+    ours = create_model(name, num_classes=7)
     x = images(batch=2, size=size)
     variables = from_torch(ours, x, theirs.state_dict())
     with torch.no_grad():

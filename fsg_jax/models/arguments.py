@@ -1,14 +1,14 @@
 """Checks of what models are given: their arguments, the factories among these, and images."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fsg_jax._checks import did_you_mean, look_up
+from fsg_jax._checks import check_integer, did_you_mean, expect, look_up
 
 
 def check_arguments(
@@ -30,6 +30,14 @@ def check_factory(argument: str, factory: object) -> None:
             f"{argument}: expected None or a factory (a module class or a functools.partial of one), found "
             f"{factory!r}. Pass {argument}=Gate or {argument}=functools.partial(Gate, ...), not {argument}=Gate(...)"
         )
+
+
+def check_widths(widths: Mapping[str, int], sites: Iterable[str]) -> None:
+    """Raises ValueError unless `widths` are positive integers by names of `sites`."""
+    known = set(sites)
+    for name, width in widths.items():
+        expect(name in known, "widths", f"names of sites such as {min(known, default='none')!r}", repr(name))
+        check_integer(f"widths[{name!r}]", width, 1)
 
 
 def check_images(x: Array) -> None:

@@ -1,6 +1,6 @@
 """What the models share: the call of an injected gate, initial values, and small layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -23,6 +23,28 @@ Tokens: TypeAlias = Float[Array, "batch tokens dim"]
 def apply_gate(gate: ModuleDef | None, x: Array, *, name: str, train: bool) -> Array:
     """Passes `x` through a new gate called `name`, if there is a gate; for use in a compact method."""
     return x if gate is None else gate(name=name)(x, train=train)
+
+
+class FixedScale(nn.Module):
+    """``y = x * scale`` over the last axis: what is left of a gate that no weight can absorb (`fsg_jax.fold_gates`).
+
+    A factory of it takes the place of the gate in a folded model. The scales are in the collection ``"scales"``, which
+    no optimizer moves.
+
+    Attributes:
+      at: paths of the gates that are left; every other place passes its input on.
+    """
+
+    at: Sequence[str] = ()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], *, train: bool = False) -> Float[Array, "..."]:
+        """The same shape and dtype as `x`."""
+        path = "/".join(self.path)
+        if not any(path == name or path.endswith(f"/{name}") for name in self.at):
+            return x
+        values = self.variable("scales", "scale", jnp.ones, x.shape[-1]).value
+        return x * values.reshape([1] * (x.ndim - 1) + [-1]).astype(x.dtype)
 
 
 fan_in_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -73,19 +95,23 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``W2 gelu(W1 x + b1) + b2`` with exact GELU; dropout after each of the two layers."""
+    """``W2 g(gelu(W1 x + b1)) + b2``, ``g`` the gate if any; GELU is exact or by tanh; dropout after both layers."""
 
     hidden: int
     dropout: float = 0.0
     kernel_init: Callable[..., Array] = initializers.normal(0.02)
     dtype: Any = jnp.float32
+    approximate: bool = False
+    gate: ModuleDef | None = None
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         """The same shape as `x`; random stream ``"dropout"`` in training."""
         dim = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
-        x = nn.Dropout(self.dropout, name="drop1")(gelu(x), deterministic=not train)
+        x = jax.nn.gelu(x, approximate=True) if self.approximate else gelu(x)
+        x = nn.Dropout(self.dropout, name="drop1")(x, deterministic=not train)
+        x = apply_gate(self.gate, x, name="gate", train=train)
         x = nn.Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
         return nn.Dropout(self.dropout, name="drop2")(x, deterministic=not train)
 

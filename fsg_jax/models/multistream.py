@@ -9,7 +9,8 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import check_integer, check_positive, check_rates
-from fsg_jax.models.arguments import check_arguments, check_factory
+from fsg_jax.gates.sites import Site, Use, widths_below
+from fsg_jax.models.arguments import check_arguments, check_factory, check_widths
 from fsg_jax.models.backbones import BACKBONES
 from fsg_jax.models.layers import ModuleDef, apply_gate, fan_in_uniform
 from fsg_jax.models.resnet import RESNETS
@@ -20,7 +21,7 @@ PAPER_STREAMS: Mapping[str, int] = FrozenDict({"rgb": 3, "mask": 3, "depth": 1})
 DEFAULTS: dict[str, dict[str, Any]] = {name: {"stem": "imagenet"} for name in RESNETS}
 """Options of the backbones that differ from those of the backbone alone."""
 
-OWN = ("num_classes", "gate", "name", "dtype", "remat")
+OWN = ("num_classes", "gate", "name", "dtype", "remat", "widths")
 """Options that the model itself sets for every backbone."""
 
 
@@ -44,6 +45,8 @@ class MultiStream(nn.Module):
         unless it says otherwise.
       dtype: of the computation of the backbones; the fusion and the head are float32.
       remat: recompute each block of the backbones in the backward pass.
+      widths: of single sites where they are not those of the architecture: ``{"gate_hidden": 100}`` and those of the
+        backbones below their stream, ``{"rgb/layer1_0/gate1": 40}``.
 
     Raises:
       ValueError: on construction, for an attribute out of its range or an option that the backbone does not take.
@@ -58,6 +61,7 @@ class MultiStream(nn.Module):
     backbone_options: Mapping[str, Any] = FrozenDict()
     dtype: Any = jnp.float32
     remat: bool = False
+    widths: Mapping[str, int] = FrozenDict()
 
     @property
     def shared_prefix(self) -> bool:
@@ -74,8 +78,35 @@ class MultiStream(nn.Module):
         if own := sorted(set(OWN) & set(self.backbone_options)):
             raise ValueError(f"backbone_options: expected none of {', '.join(OWN)}, found {', '.join(own)}")
         check_arguments(BACKBONES, self.backbone, "backbone", self.backbone_options)
-        self._backbone(name=None, parent=None)
+        streams, own = get_channels(self.streams), {"gate_hidden"} if self.hidden else set()
+        check_widths({k: v for k, v in self.widths.items() if k.split("/")[0] not in streams}, own)
+        for name in streams:
+            self._backbone(name, parent=None)
         super().__post_init__()
+
+    @property
+    def num_features(self) -> int:
+        """Number of features before the head."""
+        streams = get_channels(self.streams)
+        joined = len(streams) * self._backbone(next(iter(streams)), parent=None).num_features
+        return self.widths.get("gate_hidden", self.hidden) or joined
+
+    def gate_sites(self) -> dict[str, Site]:
+        """Which weights make and read the channels of each gate; see `fsg_jax.gates.sites`."""
+        sites, reader, offset = {}, "fc1" if self.hidden else "head", 0
+        for name in get_channels(self.streams):
+            backbone = self._backbone(name, parent=None)
+            for path, site in backbone.gate_sites().items():
+                site = site.within(name)
+                if site.exposed and (self.hidden or self.num_classes):
+                    site = site._replace(absorb=(Use(reader, "in", offset),), exposed=False)
+                sites[f"{name}/{path}"] = site
+            offset += backbone.num_features
+        if self.hidden:
+            sites["gate_embedding"] = Site(offset, (Use("fc1", "in"),))
+            last = ((Use("head", "in"),), None, (Use("fc1", "out"),)) if self.num_classes else ()
+            sites["gate_hidden"] = Site(self.num_features, *last, exposed=not self.num_classes)
+        return sites
 
     @nn.compact
     def __call__(self, x: Mapping[str, Array], *, train: bool = False) -> Float[Array, "batch outputs"]:
@@ -91,17 +122,20 @@ class MultiStream(nn.Module):
         """
         streams = get_channels(self.streams)
         check_inputs(x, streams)
-        features = [self._backbone(name=name)(x[name], train=train) for name in streams]
+        features = [self._backbone(name)(x[name], train=train) for name in streams]
         y = jnp.concatenate(features, axis=-1)
         if self.hidden:
             y = apply_gate(self.gate, y, name="gate_embedding", train=train)
-            y = nn.relu(nn.Dense(self.hidden, kernel_init=fan_in_uniform, name="fc1")(y))
+            hidden = self.widths.get("gate_hidden", self.hidden)
+            y = nn.relu(nn.Dense(hidden, kernel_init=fan_in_uniform, name="fc1")(y))
             y = apply_gate(self.gate, y, name="gate_hidden", train=train)
         y = nn.Dropout(self.dropout, name="drop")(y, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(y) if self.num_classes else y
 
-    def _backbone(self, **kwargs: Any) -> nn.Module:
-        options = {**DEFAULTS.get(self.backbone, {}), **self.backbone_options, **kwargs}
+    def _backbone(self, name: str, **kwargs: Any) -> Any:
+        """The backbone of a stream; with ``parent=None`` one by itself."""
+        options = {**DEFAULTS.get(self.backbone, {}), **self.backbone_options, "name": name, **kwargs}
+        options["widths"] = widths_below(self.widths, name)
         make = BACKBONES[self.backbone]
         return make(num_classes=0, gate=self.gate, dtype=self.dtype, remat=self.remat, **options)
 

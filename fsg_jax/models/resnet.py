@@ -1,20 +1,22 @@
 """Residual networks with gates by injection (He et al. 2016; Roffo et al. 2024)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from fsg_jax._checks import check_choice, check_integer, check_positive
-from fsg_jax.models.arguments import check_factory, check_images
+from fsg_jax._checks import check_choice, check_integer, check_positive, expect
+from fsg_jax.gates.sites import Shortcut, Site, Use, check_linear, factory_of, widths_below
+from fsg_jax.models.arguments import check_factory, check_images, check_widths
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
 
 STEMS = ("cifar", "imagenet")
-GATE_PLACEMENTS = ("stage", "block", "residual")
+GATE_PLACEMENTS = ("stage", "block", "residual", "hidden")
 
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
@@ -28,6 +30,8 @@ class ResidualBlock(nn.Module):
       conv, norm: factories, see `ResNet`.
       gate: factory of the gate on ``y``, or None.
       residual_gate: factory of the gate on ``residual(x)``, or None.
+      hidden_gate: factory of the gates inside the residual branch, each after a ReLU, or None.
+      widths: channels at the gates inside the residual branch, by name, where they are not `features`.
       zero_init: start with ``residual(x) = 0``: the last norm's scale is 0.
     """
 
@@ -37,13 +41,26 @@ class ResidualBlock(nn.Module):
     norm: ModuleDef
     gate: ModuleDef | None = None
     residual_gate: ModuleDef | None = None
+    hidden_gate: ModuleDef | None = None
+    widths: Mapping[str, int] = FrozenDict()
     zero_init: bool = False
 
     expansion: ClassVar[int] = 1
+    convolutions: ClassVar[int] = 0
+    """Of the residual branch, if it is ``conv1, bn1, relu, gate1, conv2, bn2, ...`` and ends in a norm; 0 otherwise."""
 
-    def residual(self, x: FeatureMaps, norm: ModuleDef) -> FeatureMaps:
+    def residual(self, x: FeatureMaps, norm: ModuleDef, train: bool) -> FeatureMaps:
         """The residual branch up to its last norm."""
         raise NotImplementedError
+
+    def hidden(self, x: FeatureMaps, index: int, norm: ModuleDef, train: bool) -> FeatureMaps:
+        """Norm, ReLU and gate number `index` inside the residual branch."""
+        x = nn.relu(norm(name=f"bn{index}")(x))
+        return apply_gate(self.hidden_gate, x, name=f"gate{index}", train=train)
+
+    def inner(self, index: int) -> int:
+        """Channels at gate number `index`."""
+        return self.widths.get(f"gate{index}", self.features)
 
     def last_norm(self, norm: ModuleDef) -> ModuleDef:
         """`norm`, with its scale starting at 0 if the block is asked to."""
@@ -53,7 +70,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: FeatureMaps, train: bool = False) -> FeatureMaps:
         """Maps (batch, height, width, channels) to the output, its height and width divided by `strides`."""
         norm = partial(self.norm, use_running_average=not train)
-        y = apply_gate(self.residual_gate, self.residual(x, norm), name="gate", train=train)
+        y = apply_gate(self.residual_gate, self.residual(x, norm, train), name="gate", train=train)
         if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             x = self.conv(y.shape[-1], (1, 1), strides=self.strides, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x)
@@ -63,10 +80,12 @@ class ResidualBlock(nn.Module):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (He et al. 2016, figure 5 left)."""
 
-    def residual(self, x: FeatureMaps, norm: ModuleDef) -> FeatureMaps:
+    convolutions: ClassVar[int] = 2
+
+    def residual(self, x: FeatureMaps, norm: ModuleDef, train: bool) -> FeatureMaps:
         """Conv, norm, relu, conv, norm."""
-        x = self.conv(self.features, (3, 3), strides=self.strides, padding=1, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x))
+        x = self.conv(self.inner(1), (3, 3), strides=self.strides, padding=1, name="conv1")(x)
+        x = self.hidden(x, 1, norm, train)
         x = self.conv(self.features, (3, 3), padding=1, name="conv2")(x)
         return self.last_norm(norm)(name="bn2")(x)
 
@@ -75,12 +94,13 @@ class Bottleneck(ResidualBlock):
     """1x1, 3x3, 1x1 convolutions (He et al. 2016, figure 5 right); stride on the 3x3, as in torchvision."""
 
     expansion: ClassVar[int] = 4
+    convolutions: ClassVar[int] = 3
 
-    def residual(self, x: FeatureMaps, norm: ModuleDef) -> FeatureMaps:
+    def residual(self, x: FeatureMaps, norm: ModuleDef, train: bool) -> FeatureMaps:
         """Conv, norm, relu, conv, norm, relu, conv, norm."""
-        x = nn.relu(norm(name="bn1")(self.conv(self.features, (1, 1), name="conv1")(x)))
-        x = self.conv(self.features, (3, 3), strides=self.strides, padding=1, name="conv2")(x)
-        x = nn.relu(norm(name="bn2")(x))
+        x = self.hidden(self.conv(self.inner(1), (1, 1), name="conv1")(x), 1, norm, train)
+        x = self.conv(self.inner(2), (3, 3), strides=self.strides, padding=1, name="conv2")(x)
+        x = self.hidden(x, 2, norm, train)
         x = self.conv(self.features * self.expansion, (1, 1), name="conv3")(x)
         return self.last_norm(norm)(name="bn3")(x)
 
@@ -102,7 +122,7 @@ class ResNet(nn.Module):
       gate: factory, ``gate(name=...)``, of modules called as ``module(x, train=train)``; None makes none.
       gate_placement: ``"stage"``, on the post-ReLU map of each stage (Roffo et al. 2024); ``"block"``, on
         that of each block; ``"residual"``, on each residual branch before the sum, as in SE-ResNet (Hu et
-        al. 2018).
+        al. 2018); ``"hidden"``, inside the residual branches, after each ReLU: what `fsg_jax.prune` can remove.
       dtype: of the computation up to the pooling.
       remat: recompute each block in the backward pass; same variables, less memory.
       zero_init_residual: every block starts as its shortcut.
@@ -110,6 +130,8 @@ class ResNet(nn.Module):
         dtype=, name=)``; `strides` and `padding` are left out where they are those of `flax.linen.Conv`.
       norm: factory called as ``norm(use_running_average=, dtype=, name=)``, with ``scale_init=`` too if
         `zero_init_residual`.
+      widths: channels inside the blocks where they are not those of the stage, by the name that the gate there has
+        in the placement ``"hidden"``, e.g. ``{"layer1_0/gate1": 40}``.
 
     Raises:
       ValueError: on construction, for an attribute out of its range.
@@ -130,6 +152,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     conv: ModuleDef = nn.Conv
     norm: ModuleDef = BatchNorm
+    widths: Mapping[str, int] = FrozenDict()
 
     def __post_init__(self) -> None:
         """Checks the attributes."""
@@ -140,7 +163,49 @@ class ResNet(nn.Module):
         check_choice("gate_placement", self.gate_placement, GATE_PLACEMENTS)
         for argument in ("gate", "conv", "norm"):
             check_factory(argument, getattr(self, argument))
+        check_widths(self.widths, [f"{n}/gate{i}" for _, n in self.blocks for i in range(1, self.block.convolutions)])
         super().__post_init__()
+
+    @property
+    def num_features(self) -> int:
+        """Number of pooled features."""
+        return self.width * 2 ** (len(self.stage_sizes) - 1) * self.block.expansion
+
+    @property
+    def blocks(self) -> list[tuple[int, str]]:
+        """Stage, from 0, and name of each block."""
+        return [(s, f"layer{s + 1}_{i}") for s, blocks in enumerate(self.stage_sizes) for i in range(blocks)]
+
+    def gate_sites(self) -> dict[str, Site]:
+        """Which weights make and read the channels of each gate; see `fsg_jax.gates.sites`.
+
+        Raises:
+          ValueError: convolutions or norms of which it is not known, or a block that does not tell its `convolutions`.
+        """
+        check_linear("conv", self.conv, nn.Conv)
+        check_linear("norm", self.norm, nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+        n, blocks, sites = self.block.convolutions, self.blocks, {}
+        expect(n, f"{self.block.__name__}.convolutions", "the number of convolutions", n)
+        end = Site(self.num_features, (Use("head", "in"),)) if self.num_classes else Site(self.num_features, exposed=True)
+        for (stage, name), (next_stage, following) in zip(blocks, [*blocks[1:], (None, "")], strict=True):
+            features, widths = self.width * 2**stage, widths_below(self.widths, name)
+            for i in range(1, n):
+                made = (Use(f"{name}/conv{i}", "out"), Use(f"{name}/bn{i}", "out"))
+                made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
+                read = (Use(f"{name}/conv{i + 1}", "in"),)
+                sites[f"{name}/gate{i}"] = Site(widths.get(f"gate{i}", features), read, made=made)
+            channels, read = features * self.block.expansion, (Use(f"{following}/conv1", "in"),)
+            if self.gate_placement == "residual":
+                sites[f"{name}/gate"] = Site(channels, (Use(f"{name}/bn{n}", "out"),))
+            place = f"{name}/gate" if self.gate_placement == "block" else f"gate{stage + 1}"
+            if next_stage is None:
+                sites[place] = end
+            elif next_stage != stage:
+                sites[place] = Site(channels, (*read, Use(f"{following}/downsample_conv", "in")))
+            elif self.gate_placement == "block":
+                shortcut = Shortcut(f"{following}/gate", (Use(f"{following}/bn{n}", "out"),), rectified=True)
+                sites[place] = Site(channels, read, shortcut)
+        return sites
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Float[Array, "batch outputs"]:
@@ -171,12 +236,14 @@ class ResNet(nn.Module):
             norm=norm,
             gate=gates.get("block"),
             residual_gate=gates.get("residual"),
+            hidden_gate=gates.get("hidden"),
             zero_init=self.zero_init_residual,
         )
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
-                strides = 2 if stage > 0 and i == 0 else 1
-                x = block(features=self.width * 2**stage, strides=strides, name=f"layer{stage + 1}_{i}")(x, train)
+                name, strides = f"layer{stage + 1}_{i}", 2 if stage > 0 and i == 0 else 1
+                widths = widths_below(self.widths, name)
+                x = block(features=self.width * 2**stage, strides=strides, widths=widths, name=name)(x, train)
             x = apply_gate(gates.get("stage"), x, name=f"gate{stage + 1}", train=train)
 
         x = x.astype(jnp.float32).mean((1, 2))

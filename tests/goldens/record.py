@@ -9,6 +9,7 @@ layout. Averages of the variance are those of the biased variance, which Flax ke
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,10 +92,11 @@ def vit(heads, depth):
     return model
 
 
-def efficientnet():
-    rows = timm.models.efficientnet.decode_arch_def([["ds_r1_k3_s1_e1_c8_se0.25"], ["ir_r2_k5_s2_e3_c16_se0.25"]])
-    options = {"num_features": 16, "stem_size": 8, "act_layer": torch.nn.SiLU}
-    model = timm.models.efficientnet.EfficientNet(rows, num_classes=CLASSES, **options)
+def efficientnet(se="_se0.25", act=torch.nn.SiLU, tf=True):
+    rows = timm.models.efficientnet.decode_arch_def([[f"ds_r1_k3_s1_e1_c8{se}"], [f"ir_r2_k5_s2_e3_c16{se}"]])
+    options = {"num_features": 16, "stem_size": 8, "act_layer": act, "pad_type": "same" if tf else ""}
+    layer = partial(timm.layers.BatchNormAct2d, eps=1e-3 if tf else 1e-5)
+    model = timm.models.efficientnet.EfficientNet(rows, num_classes=CLASSES, norm_layer=layer, **options)
     model.places = lambda: {f"gate{i + 1}": stage for i, stage in enumerate(model.blocks)}
     return model
 
@@ -103,7 +105,9 @@ TWINS = {
     "resnet18": lambda: ResNet("BasicBlock", (1, 1), "cifar"),
     "resnet34": lambda: ResNet("BasicBlock", (2, 1), "imagenet"),
     "resnet50": lambda: ResNet("Bottleneck", (2, 1), "imagenet"),
-    "efficientnet_b0": efficientnet,
+    "efficientnet_b0": lambda: efficientnet(tf=False),
+    "tf_efficientnet_b0": efficientnet,
+    "efficientnet_lite0": lambda: efficientnet("", torch.nn.ReLU6),
     "vit_tiny": lambda: vit(3, 2),
     "vit_small": lambda: vit(6, 1),
     "vit_base": lambda: vit(12, 1),
