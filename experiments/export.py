@@ -5,6 +5,7 @@ See docs/export.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,11 +54,8 @@ def export(args: Args) -> list[dict[str, Any]]:
     written = []
     with writing_to(args.out):
         for name in args.formats:
-            if name == "stablehlo":
-                options = {"platforms": args.platforms, "facts": facts}
-                written.append(export_stablehlo(args.out, model, variables, source.inputs, **options))
-            else:
-                written.append(export_onnx(args.out, model, variables, source.inputs, facts=facts))
+            write = export_onnx if name == "onnx" else partial(export_stablehlo, platforms=args.platforms)
+            written.append(write(args.out, model, variables, source.inputs, facts=facts))
     return written
 
 

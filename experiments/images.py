@@ -57,13 +57,12 @@ def find_images(words: Sequence[str]) -> Found:
 
 def _below(folder: Path) -> list[Path]:
     """The files in a folder and all folders below it, sorted; not what an operating system leaves there."""
-    found = [
-        Path(parent, name)
-        for parent, folders, names in os.walk(folder)
-        for name in names
-        if not is_system_file(name) and not folders.sort()
-    ]
+    found = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=_raise) for name in names]
     return sorted(file for file in found if not any(map(is_system_file, file.relative_to(folder).parts)))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def decode(path: Path, channels: int) -> Image.Image:

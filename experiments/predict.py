@@ -3,7 +3,6 @@
 Exits with 1 if some images could not be read, which the file then says of each; see docs/export.md.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.images import Found, Unreadable, batches, decode, find_images
 from experiments.inspect import as_csv
 from experiments.run_folder import writing_to
-from fsg_jax._checks import check_integer
+from fsg_jax._checks import check_integer, expect
 from fsg_jax._files import write_json, write_text
 from fsg_jax.linen.forward import Forward, find_flag
 from fsg_jax.pretrained.export import FORMATS, load_artifact
-from fsg_jax.pretrained.preprocessing import Preprocessing
+from fsg_jax.pretrained.preprocessing import Preprocessing, from_json
 
 INCOMPLETE = 1
 """Exit code where some images could not be read."""
@@ -73,7 +72,7 @@ def load_network(text: str) -> Network:
         call, facts = (artifact := load_artifact(path)).call, artifact.facts
         shapes, origin = [tuple(found["shape"]) for found in facts["inputs"]], str(facts.get("weights", text))
         given = facts.get("preprocessing")
-        preprocessing = None if given is None else Preprocessing(**given)
+        preprocessing = None if given is None else from_json(given, f"{text}: preprocessing")
     else:
         model, variables, inputs, preprocessing, origin = sources.load(text)
         forward = Forward(model, find_flag(model, "auto"), (), ())
@@ -82,6 +81,8 @@ def load_network(text: str) -> Network:
         shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
     if preprocessing is None or len(shapes) != 1 or len(shapes[0]) != 4:
         raise UserError(f"{text}: expected a model of one image with its preprocessing, found inputs {shapes}")
+    gives = (*preprocessing.size, len(preprocessing.mean))
+    expect(gives == shapes[0][1:], text, f"preprocessing that gives its input, {shapes[0][1:]}", gives)
     return Network(lambda images: np.asarray(call(images)), preprocessing, shapes[0][1:], origin)
 
 
@@ -91,7 +92,6 @@ def predict(args: Args, network: Network, found: Found) -> list[dict[str, Any]]:
     Every batch has one shape; the rows that pad the last one, and those of unreadable images, are dropped.
 
     Raises:
-      ValueError: the preprocessing does not give the input of the model.
       NotFiniteError: a prediction is NaN or Inf.
     """
     paths, size = found.images, min(args.batch_size, len(found.images))
@@ -114,10 +114,7 @@ def predict(args: Args, network: Network, found: Found) -> list[dict[str, Any]]:
 
 
 def _read(network: Network, path: Path) -> np.ndarray:
-    image = np.asarray(network.preprocessing(decode(path, network.shape[-1])))
-    if image.shape != network.shape:
-        raise UserError(f"preprocessing: expected an input {network.shape}, found {image.shape}")
-    return image
+    return network.preprocessing(decode(path, network.shape[-1]))
 
 
 def _prediction(name: str, outputs: np.ndarray, top: int) -> dict[str, Any]:

@@ -56,8 +56,7 @@ def load(text: str) -> Source:
 
 def _inputs(model: nn.Module, preprocessing: Preprocessing) -> Any:
     """Shapes of what a saved model is given."""
-    size = preprocessing.size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = preprocessing.size
     streams = getattr(model, "streams", None)
     if streams is None:
         return jax.ShapeDtypeStruct((1, height, width, len(preprocessing.mean)), jnp.float32)
@@ -74,4 +73,4 @@ def _preprocessing(config: dict[str, Any]) -> Preprocessing | None:
         return None
     mean, std = STATISTICS[name]
     expect(len(mean) == DATA[name][0][2], "data.name", "statistics of every channel", name)
-    return Preprocessing(mean=mean, std=std, size=DATA[name][0][0], crop=1.0, interpolation="bilinear")
+    return Preprocessing(mean, std, DATA[name][0][:2], crop=1.0, interpolation="bilinear")

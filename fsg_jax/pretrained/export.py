@@ -58,9 +58,9 @@ def export_stablehlo(
     platforms: Sequence[str] = ("cpu", "cuda"),
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes ``folder/model.stablehlo``, in evaluation mode and with the weights inside; jax alone runs it::
+    """Writes ``folder/model.stablehlo``, in evaluation mode and with the weights inside; jax and flatbuffers run it::
 
-        jax.export.deserialize(Path("model.stablehlo").read_bytes()).call(images)
+        jax.export.deserialize(bytearray(Path("model.stablehlo").read_bytes())).call(images)
 
     The platforms need not be there. Where the one of this process is among them, the file is read again and compared
     with the model on random inputs.
@@ -79,7 +79,9 @@ def export_stablehlo(
     Raises:
       ValueError: variables that are not finite, inputs without a batch axis, an unknown platform, a model whose shapes
         do not work for any batch size, or outputs that differ by more than `TOLERANCE`.
+      ImportError: flatbuffers is not installed (extra ``export``).
     """
+    import_extra("flatbuffers", "export")
     expect(platforms, "platforms", f"some of {', '.join(PLATFORMS)}", "none")
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
@@ -128,7 +130,8 @@ def export_onnx(
     logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it warns of every constant without a type
     shapes = [(BATCH, *leaf.shape[1:]) for leaf in leaves]
     try:
-        proto = jax2onnx.to_onnx(flat, shapes, input_names=names, output_names=outputs)
+        with jax.numpy_rank_promotion("allow"):  # the converter's own operations promote
+            proto = jax2onnx.to_onnx(flat, shapes, input_names=names, output_names=outputs)
     except Exception as error:  # of any type, from the rule of any operation
         raise ValueError(f"model: expected operations that jax2onnx converts, found {error}") from error
     del proto.graph.value_info[:]  # the shapes in between that the converter notes are not always right
@@ -147,7 +150,7 @@ def load_artifact(path: Path) -> Artifact:
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is damaged, is not what the file beside it says, or was exported for other platforms.
-      ImportError: it is ONNX and onnxruntime is not installed.
+      ImportError: flatbuffers, or for ONNX onnxruntime, is not installed (extra ``export``).
     """
     found = [path / name for name in FORMATS.values() if (path / name).is_file()] if path.is_dir() else [path]
     if not found or not found[0].is_file():
@@ -257,6 +260,7 @@ def _platform() -> str:
 
 
 def _from_stablehlo(content: bytes, name: str) -> Callable[[Any], Any]:
+    import_extra("flatbuffers", "export")
     try:
         exported = jax.export.deserialize(bytearray(content))
     except Exception as error:  # of any type, from the reader of its container
