@@ -37,6 +37,8 @@ def find_images(words: Sequence[str]) -> Found:
     Raises:
       UserError: a word names nothing.
     """
+    if not words:
+        raise UserError("IMAGES: expected one or more, found none")
     Image.init()
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     images: dict[Path, None] = {}

@@ -146,7 +146,7 @@ def read_checkpoint(path: Path, run: str | None = None) -> Saved:
             tree = variables
             for parent in parents:
                 tree = tree.setdefault(parent, {})
-            tree[last] = leaf
+            tree[last] = jnp.asarray(leaf)
     expect("params" in variables, f"checkpoint {path}", "variables by collection", sorted(variables) or "none")
     return Saved(variables, meta["step"], meta["extra"])
 

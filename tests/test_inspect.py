@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from PIL import Image
 
 import fsg_jax as fsg
+from experiments import export, predict, sources
 from experiments import inspect as command
-from experiments import sources
 from experiments.config import describe, in_arm
 from experiments.configs import CONFIGS
 from experiments.errors import run_main
@@ -22,6 +23,7 @@ from experiments.inspect import Args, inspect, note
 from experiments.run_folder import seal
 from experiments.task import make_task
 from experiments.trained import checkpoint_of, find_runs, read_experiment, restore
+from fsg_jax import data as fsg_data
 
 SGD = optax.sgd(0.1)
 
@@ -219,5 +221,41 @@ def test_other_folders_are_error_lines(runs, tmp_path):
 def test_a_run_as_a_source(runs):
     found = sources.load(str(runs / "baseline" / "seed-0"))
     assert found.inputs.shape == (1, 8, 8, 1)
-    assert (found.preprocessing.size, len(found.preprocessing.mean)) == (8, 1)
+    assert (found.preprocessing.size, len(found.preprocessing.mean)) == ((8, 8), 1)
     assert found.origin.startswith("digits baseline seed 0, step ")
+
+
+def test_a_run_is_exported_and_predicts(runs, tmp_path, capsys):
+    """The command on the run and on what is exported of it: the predictions of the model on the images themselves."""
+    run = runs / "fsg_gr" / "seed-0"
+    images = fsg_data.load_digits("test").images[:6]
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{i}.png")
+    export.main([str(run), "--out", str(tmp_path / "exported")])
+    facts = json.loads((tmp_path / "exported" / "model.stablehlo.json").read_text())
+    assert facts["weights"].startswith("digits fsg_gr seed 0, step ")
+    assert facts["preprocessing"]["size"] == [8, 8]
+    assert "model.stablehlo: for cpu, cuda; largest difference" in capsys.readouterr().out
+    tables = []
+    for name in (run, tmp_path / "exported"):
+        predict.main([str(name), str(tmp_path / "*.png"), "--out", str(tmp_path / "p.csv"), "--batch-size", "4"])
+        with (tmp_path / "p.csv").open() as file:
+            tables.append([float(row["probability_1"]) for row in csv.DictReader(file)])
+    source = sources.load(str(run))
+    (mean,), (std,) = source.preprocessing.mean, source.preprocessing.std
+    logits = source.model.apply(source.variables, (images / 255 - mean).astype("f4") / std)
+    wanted = np.asarray(jax.nn.softmax(logits)).max(-1)
+    np.testing.assert_allclose(tables, [wanted, wanted], rtol=1e-4)
+
+
+def test_export_refuses(runs, tmp_path, capsys):
+    run = str(runs / "fsg_gr" / "seed-0")
+    for words, message in (
+        ((run, "--formats", "onnx", "onnx"), "--formats: expected stablehlo, onnx or both, found onnx onnx"),
+        ((str(runs),), "expected a run, a checkpoint of a run"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            run_main(lambda words=words: export.main([*words, "--out", str(tmp_path / "out")]))
+        assert exit_.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

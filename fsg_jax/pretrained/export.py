@@ -166,11 +166,12 @@ def load_artifact(path: Path) -> Artifact:
 
 def _forward(model: nn.Module, variables: Mapping[str, PyTree]) -> Callable[[Any], Any]:
     """The model in evaluation mode, its weights being constants."""
-    leaves = jax.tree.leaves(dict(variables))
-    bad = [p for p, leaf in zip(paths_of(dict(variables)), leaves, strict=True) if not np.isfinite(leaf).all()]
+    values = jax.tree.map(jnp.asarray, dict(variables))
+    leaves = zip(paths_of(values), jax.tree.leaves(values), strict=True)
+    bad = [path for path, leaf in leaves if not jnp.isfinite(leaf).all()]
     expect(not bad, "variables", "finite values", f"NaN or Inf in {', '.join(bad[:3])}")
     forward = Forward(model, find_flag(model, "auto"), (), ())
-    return lambda inputs: forward.evaluate(dict(variables), (inputs,))[0]
+    return lambda inputs: forward.evaluate(values, (inputs,))[0]
 
 
 def _examples(inputs: Any) -> Any:
