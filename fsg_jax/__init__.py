@@ -14,6 +14,7 @@ from fsg_jax.gates.select import harden, selected
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.linen.init_state import init_state
 from fsg_jax.models import create_model, list_models
+from fsg_jax.pretrained import Preprocessing, Pretrained, load_pretrained, save_pretrained
 from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, routed
 from fsg_jax.training import losses, metrics, sharding
 from fsg_jax.training.checkpoint import Checkpointer, CheckpointError
@@ -40,6 +41,8 @@ __all__ = [
     "EfficientChannelAttention",
     "EvalStep",
     "Gate",
+    "Preprocessing",
+    "Pretrained",
     "RoutedTransformation",
     "SqueezeExcite",
     "TrainState",
@@ -56,6 +59,7 @@ __all__ = [
     "init_state",
     "is_weight",
     "list_models",
+    "load_pretrained",
     "losses",
     "make_eval_step",
     "make_train_step",
@@ -63,6 +67,7 @@ __all__ = [
     "penalties",
     "route",
     "routed",
+    "save_pretrained",
     "selected",
     "sharding",
     "sizing",

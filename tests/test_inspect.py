@@ -33,14 +33,14 @@ def runs(tmp_path_factory):
     """Two seeds of a gated arm and of the baseline."""
     folder = tmp_path_factory.mktemp("ablation")
     experiment = tiny.digits(train={"epochs": 2, "test_on": "best"})
-    tiny.ablation(experiment, ("baseline", "fsg_gr"), 2, folder / "runs")
+    tiny.ablation(experiment, ("baseline", "fsg"), 2, folder / "runs")
     return folder / "runs"
 
 
 @pytest.fixture
 def one(runs, tmp_path):
     """A run of its own, to be damaged."""
-    return shutil.copytree(runs / "fsg_gr" / "seed-0", tmp_path / "run")
+    return shutil.copytree(runs / "fsg" / "seed-0", tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -68,7 +68,7 @@ def tiny_change(config, part, **values):
 
 
 def test_the_weights_of_a_run_are_those_that_were_tested(runs):
-    (run,) = find_runs(runs / "fsg_gr" / "seed-1")
+    (run,) = find_runs(runs / "fsg" / "seed-1")
     checkpoint, found = checkpoint_of(run), restore(run)
     best = max(run.record["history"], key=lambda row: (row["val_accuracy"], row["step"]))
     assert checkpoint.name == str(best["step"])
@@ -76,7 +76,7 @@ def test_the_weights_of_a_run_are_those_that_were_tested(runs):
     assert list(values) == list(run.record["gates"])
     for name, value in values.items():
         np.testing.assert_allclose(value, run.record["gates"][name], atol=1e-6)
-    task = make_task(tiny.digits(train={"epochs": 2, "test_on": "best"}), "fsg_gr")
+    task = make_task(tiny.digits(train={"epochs": 2, "test_on": "best"}), "fsg")
     state = replace(task.init(jax.random.key(0)), variables=jax.tree.map(jax.numpy.asarray, found.variables))
     assert task.test(state, run.path)["test"]["accuracy"] == pytest.approx(run.record["test"]["accuracy"])
 
@@ -92,7 +92,7 @@ def test_the_table_of_an_ablation(runs, tmp_path):
     assert sorted(row["which"]) == sorted(np.argsort(values)[-row["selected"] :].tolist())
     assert [row["gate"] for row in found["agreement"]] == ["blocks_0/gate1", "blocks_0/gate2", "all gates"]
     assert found["agreement"][0]["networks"] == 2
-    assert "0 of 6 initial kernels are shared" in found["notes"]["digits fsg_gr"]
+    assert "0 of 6 initial kernels are shared" in found["notes"]["digits fsg"]
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"gates.csv", "channels.csv", "agreement.csv", "inspect.json", "gates-0.png"}
     assert (tmp_path / "out" / "gates-0.png").read_bytes().startswith(b"\x89PNG")
@@ -104,7 +104,7 @@ def test_the_table_of_an_ablation(runs, tmp_path):
 
 
 def test_a_checkpoint_says_what_the_record_says(runs, capsys):
-    run = runs / "fsg_gr" / "seed-0"
+    run = runs / "fsg" / "seed-0"
     record = json.loads((run / "result.json").read_text())
     before = sorted(path.name for path in run.rglob("*"))
     for step in sorted((run / "checkpoints").iterdir()):
@@ -117,12 +117,12 @@ def test_a_checkpoint_says_what_the_record_says(runs, capsys):
 
 
 def test_what_is_printed(runs, capsys):
-    command.main([str(runs / "fsg_gr")])
+    command.main([str(runs / "fsg")])
     text = capsys.readouterr().out
     assert "| blocks_0/gate1 |" in text
-    assert "Agreement of 2 networks, digits fsg_gr" in text
+    assert "Agreement of 2 networks, digits fsg" in text
     assert "exchangeable channels" in text
-    command.main([str(runs / "fsg_gr"), "--format", "csv"])
+    command.main([str(runs / "fsg"), "--format", "csv"])
     assert len(list(csv.DictReader(capsys.readouterr().out.splitlines()))) == 4
 
 
@@ -227,13 +227,13 @@ def test_a_run_as_a_source(runs):
 
 def test_a_run_is_exported_and_predicts(runs, tmp_path, capsys):
     """The command on the run and on what is exported of it: the predictions of the model on the images themselves."""
-    run = runs / "fsg_gr" / "seed-0"
+    run = runs / "fsg" / "seed-0"
     images = fsg_data.load_digits("test").images[:6]
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{i}.png")
     export.main([str(run), "--out", str(tmp_path / "exported")])
     facts = json.loads((tmp_path / "exported" / "model.stablehlo.json").read_text())
-    assert facts["weights"].startswith("digits fsg_gr seed 0, step ")
+    assert facts["weights"].startswith("digits fsg seed 0, step ")
     assert facts["preprocessing"]["size"] == [8, 8]
     assert "model.stablehlo: for cpu, cuda; largest difference" in capsys.readouterr().out
     tables = []
@@ -243,13 +243,13 @@ def test_a_run_is_exported_and_predicts(runs, tmp_path, capsys):
             tables.append([float(row["probability_1"]) for row in csv.DictReader(file)])
     source = sources.load(str(run))
     (mean,), (std,) = source.preprocessing.mean, source.preprocessing.std
-    logits = source.model.apply(source.variables, (images / 255 - mean).astype("f4") / std)
+    logits = source.model.apply(source.variables, jax.numpy.float32((images / 255 - mean) / std))
     wanted = np.asarray(jax.nn.softmax(logits)).max(-1)
     np.testing.assert_allclose(tables, [wanted, wanted], rtol=1e-4)
 
 
 def test_export_refuses(runs, tmp_path, capsys):
-    run = str(runs / "fsg_gr" / "seed-0")
+    run = str(runs / "fsg" / "seed-0")
     for words, message in (
         ((run, "--formats", "onnx", "onnx"), "--formats: expected stablehlo, onnx or both, found onnx onnx"),
         ((str(runs),), "expected a run, a checkpoint of a run"),
