@@ -15,6 +15,7 @@ import fsg_jax as fsg
 from experiments import sources
 from experiments.errors import UserError, run_main
 from experiments.run_folder import writing_to
+from fsg_jax._checks import expect
 from fsg_jax.data.extras import import_extra
 from fsg_jax.pretrained.export import export_onnx, export_stablehlo
 
@@ -31,6 +32,8 @@ class Args:
     """StableHLO for JAX; ONNX for onnxruntime and others."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda")
     """Of StableHLO; they need not be there."""
+    image_size: int | None = None
+    """Side of the images in pixels, of a saved model or pretrained weights; None: what they were made for."""
     fold: bool = False
     """Multiply the gates into the weights first."""
 
@@ -45,7 +48,8 @@ def export(args: Args) -> list[dict[str, Any]]:
         raise UserError(f"--formats: expected stablehlo, onnx or both, found {' '.join(args.formats) or 'none'}")
     for module in ("jax2onnx", "onnxruntime") if "onnx" in args.formats else ():
         import_extra(module, "export")  # before the other format is written
-    source = sources.load(args.model)
+    source = sources.load(args.model, args.image_size)
+    expect(source.sized, "--image-size", "the side of the images, for the model does not say it", None)
     model, variables = source.model, source.variables
     if args.fold:
         model, variables = fsg.fold_gates(model, variables)

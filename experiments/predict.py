@@ -74,7 +74,7 @@ def load_network(text: str) -> Network:
         given = facts.get("preprocessing")
         preprocessing = None if given is None else from_json(given, f"{text}: preprocessing")
     else:
-        model, variables, inputs, preprocessing, origin = sources.load(text)
+        model, variables, inputs, _, preprocessing, origin = sources.load(text)
         forward = Forward(model, find_flag(model, "auto"), (), ())
         compiled = jax.jit(lambda variables, images: forward.evaluate(variables, (images,))[0])
         call = partial(compiled, jax.device_put(variables))
