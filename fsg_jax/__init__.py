@@ -7,9 +7,11 @@ from fsg_jax import augment, endoscopy
 from fsg_jax.endoscopy import sizing
 from fsg_jax.gates import penalties
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
+from fsg_jax.gates.fold import fold_gates
 from fsg_jax.gates.functions import squash
 from fsg_jax.gates.gate import Gate
 from fsg_jax.gates.penalties import gate_penalty
+from fsg_jax.gates.prune import Pruned, mask_gates, prune
 from fsg_jax.gates.select import harden, selected
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.linen.init_state import init_state
@@ -43,6 +45,7 @@ __all__ = [
     "Gate",
     "Preprocessing",
     "Pretrained",
+    "Pruned",
     "RoutedTransformation",
     "SqueezeExcite",
     "TrainState",
@@ -52,6 +55,7 @@ __all__ = [
     "create_model",
     "endoscopy",
     "evaluate",
+    "fold_gates",
     "gate_penalty",
     "gate_summary",
     "gate_values",
@@ -63,8 +67,10 @@ __all__ = [
     "losses",
     "make_eval_step",
     "make_train_step",
+    "mask_gates",
     "metrics",
     "penalties",
+    "prune",
     "route",
     "routed",
     "save_pretrained",

@@ -1,8 +1,8 @@
 """Sites: which weights make the channels that a gate multiplies, and which weights read them.
 
-Each model of the library tells it by a method ``gate_sites() -> dict[str, Site]``, by the name of the gate, in the order
-of the forward pass. `fsg_jax.fold_gates`, `fsg_jax.prune` and `fsg_jax.mask_gates` read that and know no model by name,
-so a model of your own can have the method too::
+Each model of the library tells it by a method ``gate_sites() -> dict[str, Site]``, by the name of the gate, in the
+order of the forward pass. `fsg_jax.fold_gates`, `fsg_jax.prune` and `fsg_jax.mask_gates` read that and know no model by
+name, so a model of your own can have the method too::
 
     def gate_sites(self):  # y = Dense(gate(x))
         return {"gate": Site(self.features, absorb=(Use("dense", "in"),))}
@@ -85,7 +85,6 @@ class Site(NamedTuple):
     def within(self, prefix: str) -> "Site":
         """The site in a model that has this one's model at the path `prefix`."""
 
-
         def move(uses: tuple[Use, ...]) -> tuple[Use, ...]:
             return tuple(use._replace(module=f"{prefix}/{use.module}") for use in uses)
 
@@ -101,7 +100,7 @@ def sites_of(model: nn.Module) -> dict[str, Site]:
     Raises:
       ValueError: the model does not tell them.
     """
-    tell = getattr(model, "gate_sites", None)
+    tell: Any = getattr(model, "gate_sites", None)
     expect(tell is not None, type(model).__name__, "a model with a method gate_sites()", "none (fsg_jax.gates.sites)")
     return tell()
 
@@ -151,20 +150,21 @@ def scale(flat: dict[str, Any], uses: Iterable[Use], factor: Float[Array, " chan
                 old = jnp.asarray(flat[path])
                 if use.side == "in" and old.ndim > 2 and old.shape[-2] == 1 != factor.shape[0]:  # depthwise
                     axis = -1
+                wanted = f"{where.max() + 1} entries or more on axis {axis}, of which {use} tells"
+                expect(where.max() < old.shape[axis], path, wanted, old.shape)
                 by = jnp.ones(old.shape[axis], jnp.float32).at[where].set(jnp.repeat(factor, use.repeat))
                 product = old.astype(jnp.float32) * by.reshape(-1, *[1] * (-1 - axis))
                 flat[path] = product.astype(old.dtype)
 
 
-def remove(flat: dict[str, Any], uses: Mapping[Use, Any]) -> None:
+def remove(flat: dict[str, Any], uses: Iterable[tuple[Use, Any]]) -> None:
     """Removes the given channels (integers) of each use, in place of the old leaves in `flat`."""
-    gone: dict[str, tuple[int, set[int]]] = {}
-    for use, channels in uses.items():
+    gone: dict[tuple[str, int], set[int]] = {}
+    for use, channels in uses:
         below = [f"{kind}/{use.module}" for kind in ("params", "batch_stats")]
         for path in [path for path in flat if path.rpartition("/")[0] in below]:
             if use.side == "out" or path.endswith("/kernel"):
-                axis = -1 if use.side == "out" else -2
-                gone.setdefault(f"{path}:{axis}", (axis, set()))[1].update(use.indices(channels).tolist())
-    for key, (axis, where) in gone.items():
-        path = key.rpartition(":")[0]
+                key = (path, -1 if use.side == "out" else -2)
+                gone.setdefault(key, set()).update(use.indices(channels).tolist())
+    for (path, axis), where in gone.items():
         flat[path] = jnp.delete(jnp.asarray(flat[path]), np.asarray(sorted(where), int), axis=axis)

@@ -78,8 +78,8 @@ class MultiStream(nn.Module):
         if own := sorted(set(OWN) & set(self.backbone_options)):
             raise ValueError(f"backbone_options: expected none of {', '.join(OWN)}, found {', '.join(own)}")
         check_arguments(BACKBONES, self.backbone, "backbone", self.backbone_options)
-        streams, own = get_channels(self.streams), {"gate_hidden"} if self.hidden else set()
-        check_widths({k: v for k, v in self.widths.items() if k.split("/")[0] not in streams}, own)
+        streams, own_sites = get_channels(self.streams), ["gate_hidden"] * bool(self.hidden)
+        check_widths({k: v for k, v in self.widths.items() if k.split("/")[0] not in streams}, own_sites)
         for name in streams:
             self._backbone(name, parent=None)
         super().__post_init__()
@@ -104,8 +104,8 @@ class MultiStream(nn.Module):
             offset += backbone.num_features
         if self.hidden:
             sites["gate_embedding"] = Site(offset, (Use("fc1", "in"),))
-            last = ((Use("head", "in"),), None, (Use("fc1", "out"),)) if self.num_classes else ()
-            sites["gate_hidden"] = Site(self.num_features, *last, exposed=not self.num_classes)
+            last = Site(self.num_features, (Use("head", "in"),), made=(Use("fc1", "out"),))
+            sites["gate_hidden"] = last if self.num_classes else Site(self.num_features, exposed=True)
         return sites
 
     @nn.compact

@@ -186,11 +186,13 @@ class ResNet(nn.Module):
         check_linear("norm", self.norm, nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
         n, blocks, sites = self.block.convolutions, self.blocks, {}
         expect(n, f"{self.block.__name__}.convolutions", "the number of convolutions", n)
-        end = Site(self.num_features, (Use("head", "in"),)) if self.num_classes else Site(self.num_features, exposed=True)
+        end = (
+            Site(self.num_features, (Use("head", "in"),)) if self.num_classes else Site(self.num_features, exposed=True)
+        )
         for (stage, name), (next_stage, following) in zip(blocks, [*blocks[1:], (None, "")], strict=True):
             features, widths = self.width * 2**stage, widths_below(self.widths, name)
             for i in range(1, n):
-                made = (Use(f"{name}/conv{i}", "out"), Use(f"{name}/bn{i}", "out"))
+                made = tuple(Use(f"{name}/{part}{i}", "out") for part in ("conv", "bn"))
                 made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
                 read = (Use(f"{name}/conv{i + 1}", "in"),)
                 sites[f"{name}/gate{i}"] = Site(widths.get(f"gate{i}", features), read, made=made)

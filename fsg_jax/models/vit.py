@@ -27,7 +27,7 @@ LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class SelfAttention(nn.Module):
-    """``proj(g(softmax(q k^T / sqrt(d)) v))`` over the tokens, `num_heads` heads, qkv with bias, ``g`` the gates if any.
+    """``proj(g(softmax(q k^T / sqrt(d)) v))`` over the tokens, `num_heads` heads, qkv with bias; ``g``: gates, if any.
 
     Attributes:
       num_heads: heads; must divide the channels.
@@ -130,8 +130,8 @@ class ViT(nn.Module):
       mlp_ratio: hidden width of the MLP over `dim`.
       gate: factory, ``gate(name=...)``, of modules called as ``module(x, train=train)``; None makes none.
       gate_placement: ``"branch"``, on both residual branches (Roffo et al. 2024); ``"hidden"``, inside them, what
-        `fsg_jax.prune` can remove: ``attn/gate_heads``, one value an attention head, ``attn/gate``, on the heads' joined
-        outputs before their projection (both in the default mixer), and ``mlp/gate``, on the hidden units.
+        `fsg_jax.prune` can remove: ``attn/gate_heads``, one value an attention head, ``attn/gate``, on the heads'
+        joined outputs before their projection (both in the default mixer), and ``mlp/gate``, on the hidden units.
       dropout: rate after the positional embedding, the attention projection and both MLP layers.
       attention_dropout: rate on the attention weights of the default mixer.
       drop_path: stochastic depth rate of the last block; rises linearly from 0 at the first.
@@ -199,7 +199,7 @@ class ViT(nn.Module):
 
     def gate_sites(self) -> dict[str, Site]:
         """Which weights make and read the channels of each gate; see `fsg_jax.gates.sites`."""
-        sites, branch = {}, self.gate_placement == "branch"
+        branch, sites = self.gate_placement == "branch", dict[str, Site]()
         for block in (f"blocks_{i}" for i in range(self.depth)):
             widths, hidden = widths_below(self.widths, block), int(self.dim * self.mlp_ratio)
             if self.mixer is None:
