@@ -5,7 +5,7 @@ MARKS ?= not slow and not gpu and not tfds and not parity
 
 PHANTOM := runs/phantom
 
-.PHONY: demo demo-polyps test test-slow test-tfds test-gpu parity lint setup clean
+.PHONY: demo demo-polyps test test-slow test-tfds test-onnx test-gpu parity lint setup clean
 
 setup: .venv/installed
 
@@ -41,6 +41,12 @@ test-tfds: setup
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,tfds]'
 	$(BIN)/python -m pytest -q -m tfds
+
+# The converter to ONNX, which brings an older orbax-checkpoint.
+test-onnx: setup
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,export]'
+	$(BIN)/python -m pytest -q -m onnx
 
 test-gpu: setup
 	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 WIDTH = 4.8
 """Inches; a figure that fills a narrow window keeps its text readable."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,7 +36,7 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
 @contextmanager
 def drawing(width: float, height: float, *, grid: bool = True) -> Iterator[tuple[Figure, Axes]]:
     """Gives an empty figure of `width` x `height` inches with one set of axes, and the style while it is drawn."""
-    with mpl.rc_context(_STYLE | {"axes.grid": grid}):
+    with mpl.rc_context(STYLE | {"axes.grid": grid}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
 
@@ -46,7 +46,7 @@ def data_uri(image: Figure | bytes) -> str:
     kind = "png"
     if isinstance(image, Figure):
         kind, buffer = "svg+xml", io.BytesIO()
-        with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        with mpl.rc_context(STYLE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing|constrained_layout", UserWarning)
             image.savefig(buffer, format="svg", metadata={"Date": None})
         image = re.sub(rb"[\x00-\x08\x0b-\x1f]", b"", buffer.getvalue())  # of names; XML has none
