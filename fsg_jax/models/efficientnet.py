@@ -265,10 +265,13 @@ class EfficientNet(nn.Module):
 
         make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
         options: dict[str, Any] = {"squeeze": self.squeeze, "activation": self.activation, "padding": self.padding}
-        options |= {"gate": gates.get("block"), "hidden_gate": gates.get("hidden"), "norm": self.norm}
+        options |= {
+            "gate": gates.get("block"),
+            "hidden_gate": gates.get("hidden"),
+            "norm": self.norm,
+            "conv": self.conv,
+        }
         block = partial(make, dtype=self.dtype, **options)
-        options = {"squeeze": self.squeeze, "activation": self.activation, "padding": self.padding, "conv": self.conv}
-        block = partial(make, gate=gates.get("block"), norm=self.norm, dtype=self.dtype, **options)
         done, total = 0, sum(stage.blocks for stage in self.stages)
         for index, (expansion, features, blocks, size, strides) in enumerate(self.stages, 1):
             for i in range(blocks):
