@@ -9,11 +9,11 @@ continues, and several processes with ``--resume`` on one folder share the runs 
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import devices
+from experiments import devices, pretrained
 from experiments.cli import AblateArgs, parse, with_added_arms
 from experiments.config import ARMS, BaseExperiment, Variant, check_bounded, describe
 from experiments.errors import NotFiniteError, UserError, run_main
@@ -56,6 +56,7 @@ def ablate(args: AblateArgs) -> list[Any]:
       NotFiniteError: after all other runs are finished, if some became NaN or Inf; they are named.
     """
     args = with_added_arms(args)
+    args = replace(args, experiment=pretrained.pin(args.experiment))
     arms, seeds = args.arms, args.experiment.default_seeds if args.seeds is None else args.seeds
     check_bounded("--seeds", seeds, 1, 10_000)
     if not arms or len(set(arms)) < len(arms):

@@ -1,7 +1,7 @@
 """From a configuration to model, gates, optimizers and step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import fsg_jax as fsg
-from experiments import devices
+from experiments import devices, pretrained
 from experiments.config import Arm, BaseExperiment, Gate, Optimizer, Train, check_bounded
 from fsg_jax._checks import expect
 from fsg_jax.typing import Key, Loss, Transform
@@ -36,6 +36,7 @@ def make_program(
     inputs: Any,
     loss: Loss,
     transform: Transform,
+    weights: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Program:
     """Puts model, optimizers and step of an arm together.
@@ -47,6 +48,7 @@ def make_program(
       inputs: an example of what the model is given.
       loss: of the weights.
       transform: of a batch.
+      weights: pretrained backbones by name, see `experiments.pretrained.starting_from`; None: all start by the seed.
       options: further ones of `fsg_jax.make_train_step`.
 
     Raises:
@@ -55,7 +57,13 @@ def make_program(
     arm, gate, train = experiment.arm, experiment.gate, experiment.train
     check_bounded("train.epochs", train.epochs, 1, (2**31 - 1) // steps_per_epoch)  # the step counter has 32 bits
     tx = make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
-    init = jax.jit(lambda key: fsg.init_state(model, tx, key, inputs, ema_decay=train.ema_decay))
+
+    @jax.jit
+    def init(key: Key) -> fsg.TrainState:
+        start = partial(fsg.init_state, model, tx, key, inputs, ema_decay=train.ema_decay)
+        state = start()
+        return start(variables=pretrained.starting_from(state.variables, model, weights)) if weights else state
+
     state = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)).variables)
     needed, there = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in state), devices.memory()
     gigabytes = f"at most {there / 1e9:.0f} GB, the memory of the devices"
@@ -78,6 +86,9 @@ def make_program(
 
 def make_model(gate: Gate, arm: Arm, dtype: str, num_outputs: int, name: str, **options: Any) -> nn.Module:
     """The model of an arm: the same for all arms but for the gate put into it."""
+    if name == "multistream":
+        fast = devices.model_options(options["backbone"])
+        options["backbone_options"] = fast | options["backbone_options"]
     options = devices.model_options(name) | options
     return fsg.create_model(name, num_classes=num_outputs, gate=make_gate(gate, arm), dtype=jnp.dtype(dtype), **options)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import fsg_jax as fsg
-from experiments import build, devices
+from experiments import build, devices, pretrained
 from experiments.config import Data, Experiment, Train
 from experiments.stepper import DeviceStepper, MakeStepper, Order, States, Stepper, Streamed, streaming
 from experiments.task import Task
@@ -32,7 +32,16 @@ class Splits(NamedTuple):
     validation: data.ImageDataset
 
 
-UNSTORED = ("augment", "crop_padding", "cutout_size", "mixup_alpha", "cutmix_alpha", "workers", "resident")
+UNSTORED = (
+    "image_size",
+    "augment",
+    "crop_padding",
+    "cutout_size",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "workers",
+    "resident",
+)
 """Settings of `Data` that do not tell which images there are; configurations that differ in no other share them."""
 
 
@@ -85,14 +94,22 @@ def make_task(experiment: Experiment) -> Task:
     test = None if train.test_on == "none" else load_split(config, "test")
     splits = load_splits(config)
     num_train, classes = len(splits.train), splits.train.num_classes
+    height, width, channels = splits.train.images.shape[1:]
+    shape = (1, config.image_size or height, config.image_size or width, channels)
+    start, statistics, weights = experiment.model.pretrained, STATISTICS[config.name], None
+    if start is not None:
+        statistics = pretrained.statistics(start, channels)
+        weights = {"": pretrained.load(start, channels, config.image_size)}
+    normalize = augment.normalize(*statistics)
     order = partial(batch_order, num_train, train.batch_size)
     program = build.make_program(
         experiment,
         order(0).steps_per_epoch,
-        build.make_model(experiment.gate, experiment.arm, train.dtype, classes, **vars(experiment.model)),
-        np.zeros((1, *splits.train.images.shape[1:]), np.float32),
+        build.make_model(experiment.gate, experiment.arm, train.dtype, classes, **experiment.model.options()),
+        np.zeros(shape, np.float32),
         fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing),
-        train_transform(config, classes),
+        train_transform(config, classes, normalize),
+        weights,
         metrics=METRICS,
     )
     name = experiment.model.name
@@ -102,9 +119,9 @@ def make_task(experiment: Experiment) -> Task:
     else:
         streamed = Streamed(order, partial(gather, splits.train), config.workers)
         make_stepper = streaming(program.step, streamed, program.placement)
-    normalize, ema = augment.normalize(*STATISTICS[config.name]), train.ema_decay is not None
+    prepare, ema = augment.chain(*resizing(config), normalize), train.ema_decay is not None
     loss, where = fsg.losses.cross_entropy, program.shardings
-    eval_step = fsg.make_eval_step(loss, transform=normalize, metrics=METRICS, ema=ema, shardings=where)
+    eval_step = fsg.make_eval_step(loss, transform=prepare, metrics=METRICS, ema=ema, shardings=where)
     evaluate = partial(_evaluate, eval_step, program.placement, train.eval_batch_size)
     info = {"num_train": num_train, "num_validation": len(splits.validation)}
     info |= {"dropped_per_epoch": order(0).dropped_per_epoch} | ({} if test is None else {"num_test": len(test)})
@@ -167,8 +184,13 @@ def _evaluate(
     return {name: means[name] for name in ("loss", "accuracy")}
 
 
-def train_transform(config: Data, num_classes: int) -> Transform:
-    """Augmentation and normalisation, in the order of ``data.augment``.
+def resizing(config: Data) -> list[Transform]:
+    """The transform that resizes images, if they are resized."""
+    return [] if config.image_size is None else [augment.resize(config.image_size)]
+
+
+def train_transform(config: Data, num_classes: int, normalize: Transform) -> Transform:
+    """Augmentation, resizing and normalisation; augmentation in the order of ``data.augment``.
 
     Cutout and mixing come after normalisation: cutout fills with the mean.
     """
@@ -186,4 +208,4 @@ def train_transform(config: Data, num_classes: int) -> Transform:
     }
     first = [before[name]() for name in config.augment if name in before]
     last = [after[name]() for name in config.augment if name in after]
-    return augment.chain(*first, augment.normalize(*STATISTICS[config.name]), *last)
+    return augment.chain(*first, *resizing(config), normalize, *last)

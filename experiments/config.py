@@ -71,9 +71,13 @@ class Data:
     """Images held out of the training split for validation, stratified and fixed."""
     num_train: Count | None = None
     """Train on this many of the remaining images, stratified and fixed; None: all."""
+    image_size: Side | None = None
+    """Side to which images are resized on the device, by bilinear interpolation, after geometric augmentation; None:
+    as they are."""
     augment: tuple[Augmentation, ...] = ()
     crop_padding: Annotated[int, within(0, 2**10)] = 4
     cutout_size: Side = 8
+    """In pixels of the resized image."""
     mixup_alpha: float = 0.4
     cutmix_alpha: float = 1.0
     workers: Workers = 0
@@ -83,7 +87,22 @@ class Data:
 
 
 @dataclass(frozen=True)
-class ResNet:
+class Start:
+    """Where the weights of a model come from; its gates and its head always start by the seed."""
+
+    pretrained: str | None = None
+    """A name, file, folder or repository that `fsg_jax.load_pretrained` reads, whose mean and standard deviation then
+    normalise the images; None: all weights start by the seed."""
+    pretrained_digest: str | None = None
+    """Of these weights, by which a run knows them; None: found when the run starts."""
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `fsg_jax.create_model`, the name among them."""
+        return {name: value for name, value in vars(self).items() if name not in {f.name for f in fields(Start)}}
+
+
+@dataclass(frozen=True)
+class ResNet(Start):
     """A ResNet of `fsg_jax.models`."""
 
     name: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
@@ -94,12 +113,23 @@ class ResNet:
 
 
 @dataclass(frozen=True)
-class ViT:
+class ViT(Start):
     """A ViT of `fsg_jax.models`."""
 
     name: Literal["vit_tiny", "vit_small", "vit_base"] = "vit_tiny"
     patch_size: Side = 4
     depth: Depth = 12
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class EfficientNet(Start):
+    """An EfficientNet of `fsg_jax.models`."""
+
+    name: Literal["efficientnet_lite0", "efficientnet_b0", "tf_efficientnet_b0"] = "efficientnet_lite0"
+    gate_placement: Literal["stage", "block"] = "stage"
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: bool = False
@@ -247,7 +277,7 @@ class Experiment(BaseExperiment):
     """One classification of images."""
 
     data: Data = field(default_factory=Data)
-    model: ResNet | ViT = field(default_factory=ResNet)
+    model: ResNet | ViT | EfficientNet = field(default_factory=ResNet)
 
     def make_task(self) -> "Task":
         """See `BaseExperiment`."""

@@ -17,10 +17,14 @@ from experiments import xla_flags
 from experiments.errors import UserError
 from fsg_jax._files import BusyError
 from fsg_jax.models.convolution import conv_general_dilated
+from fsg_jax.models.efficientnet import EFFICIENTNETS
 from fsg_jax.models.resnet import RESNETS
 from fsg_jax.training import sharding
 
 T = TypeVar("T")
+
+CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS}
+"""Names of the models that are made of convolutions."""
 
 
 class Placement(NamedTuple):
@@ -96,17 +100,17 @@ def choose(setting: str, *, accelerator: str, cpu: str) -> str:
 
 def seed_mode(model: str) -> str:
     """How several seeds run in one program: convolutions do not gain from ``vmap``, which makes them grouped."""
-    return "map" if model in RESNETS else "vmap"
+    return "map" if model in CONVOLUTIONAL else "vmap"
 
 
 def seeds_together(model: str) -> int:
     """How many seeds on data in device memory run in one program: some for small ViTs on one accelerator."""
-    return 4 if model not in RESNETS and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
+    return 4 if model not in CONVOLUTIONAL and jax.default_backend() != "cpu" and jax.device_count() == 1 else 1
 
 
 def model_options(name: str) -> dict[str, Any]:
-    """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions that are fast in loops too."""
-    if jax.default_backend() != "cpu" or name not in RESNETS:
+    """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions that are fast there."""
+    if jax.default_backend() != "cpu" or name not in CONVOLUTIONAL:
         return {}
     return {"conv": partial(nn.Conv, conv_general_dilated=conv_general_dilated)}
 

@@ -125,9 +125,15 @@ EXECUTION = {
 """Settings of how a run is carried out, not of what it computes; they may differ when it is resumed."""
 
 
+LATER = {"data.image_size", "model.pretrained", "model.pretrained_digest"}
+"""Settings that the runs of older versions lack; None is what those runs did."""
+
+
 def identity(config: dict[str, Any]) -> str:
     """A digest of what a run computes, the same for configurations that differ in `EXECUTION` alone."""
-    return json_digest({key: value for key, value in flatten(config).items() if key not in EXECUTION})
+    return json_digest(
+        {k: v for k, v in flatten(config).items() if k not in EXECUTION and (k not in LATER or v is not None)}
+    )
 
 
 def holds(file: Path, config: dict[str, Any]) -> bool:

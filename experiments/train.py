@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 import fsg_jax as fsg
-from experiments import devices, provenance
+from experiments import devices, pretrained, provenance
 from experiments.config import BaseExperiment, Train, describe, flatten, in_arm
 from experiments.errors import NotFiniteError, StopRequested, UserError, run_main
 from experiments.run_folder import FollowerFolder, RunFolder, writing_to
@@ -114,6 +114,7 @@ def train_together(
     """
     for seed in outs:
         check_integer("seed", seed, 0, 2**32 - 1)
+    experiment = pretrained.pin(experiment)
     task, options = make_task(experiment, arm), in_arm(experiment, arm).train
     records: dict[int, dict[str, Any]] = {}
     busy: dict[int, BusyError] = {}

@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from experiments import devices, provenance
+from experiments import devices, pretrained, provenance
 from experiments.cli import TuneArgs, parse, with_added_arms
 from experiments.config import BaseExperiment, change, check_bounded, describe, in_arm, settings
 from experiments.configs import SPACES
@@ -52,7 +52,7 @@ def tune(args: TuneArgs) -> list[dict[str, Any]]:
         raise UserError(f"--name: expected the name of a configuration, found {args.experiment.name!r}")
     if jax.process_count() > 1:
         raise UserError("a search runs in one process; start several alone, with --resume, to share its trials")
-    experiment = change(args.experiment, {"train.test_on": "none"})
+    experiment = pretrained.pin(change(args.experiment, {"train.test_on": "none"}))
     ranges = choose(SPACES[experiment.name], args.space, args.only)
     space = {key: resolve(key, text, experiment) for key, text in ranges.items()}
     resolved = in_arm(experiment, args.arm)

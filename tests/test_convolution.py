@@ -25,22 +25,45 @@ def value_and_gradients(conv, x, kernel, strides, padding, **options):
 
 @settings(max_examples=15, deadline=None)
 @given(
+    batch=st.integers(1, 6),
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.one_of(
-        st.sampled_from(["SAME", "VALID"]), st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2)
+        st.sampled_from(["SAME", "VALID"]), st.tuples(*[st.tuples(st.integers(-1, 2), st.integers(0, 2))] * 2)
     ),
+    depthwise=st.booleans(),
 )
-def test_values_and_gradients_are_those_of_jax(size, kernel, strides, padding):
+def test_values_and_gradients_are_those_of_jax(batch, size, kernel, strides, padding, depthwise):
     rng = np.random.default_rng(sum(size))  # NumPy's: each shape of JAX's would be compiled
-    x, w = (jnp.float32(rng.normal(size=shape)) for shape in ((2, *size, 3), (*kernel, 3, 4)))
-    got, expected = (value_and_gradients(conv, x, w, strides, padding) for conv in (OURS, JAX))
+    channels, options = ((1, 3), {"feature_group_count": 3}) if depthwise else ((3, 4), {})
+    x, w = (jnp.float32(rng.normal(size=shape)) for shape in ((batch, *size, 3), (*kernel, *channels)))
+    got, expected = (value_and_gradients(conv, x, w, strides, padding, **options) for conv in (OURS, JAX))
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 3}, {"precision": "highest"}])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_depthwise_sums_are_of_float32(dtype):
+    """Every result is the one of float32, rounded once."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w = jax.random.normal(keys[0], (8, 9, 9, 4), dtype), jax.random.normal(keys[1], (5, 5, 1, 4), dtype)
+    g = jax.random.normal(keys[2], (8, 5, 5, 4), dtype)
+
+    def value_and_gradients(dtype):
+        conv = partial(OURS, window_strides=(2, 2), padding="SAME", feature_group_count=4)
+        y, pull = jax.vjp(conv, x.astype(dtype), w.astype(dtype))
+        return y, *pull(g.astype(dtype))
+
+    for got, exact in zip(value_and_gradients(dtype), value_and_gradients(jnp.float32), strict=True):
+        assert got.dtype == dtype
+        difference = jnp.abs(got.astype(jnp.float32) - exact)
+        assert (difference <= jnp.finfo(dtype).eps * jnp.abs(exact)).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 3, "rhs_dilation": (2, 2)}, {"precision": "highest"}]
+)
 def test_others_are_left_to_jax(options):
     groups = options.get("feature_group_count", 1)
     keys = jax.random.split(jax.random.key(0))

@@ -4,6 +4,7 @@ from typing import Any
 
 from experiments.config import BaseExperiment
 from experiments.configs import (
+    cifar100_finetune,
     cifar100_resnet18,
     cifar100_resnet18_strong,
     cifar100_speedrun,
@@ -15,6 +16,7 @@ from experiments.configs import (
 
 _MODULES: tuple[Any, ...] = (
     *(digits, cifar100_resnet18, cifar100_resnet18_strong, cifar100_vit_tiny, cifar100_speedrun),
+    cifar100_finetune,
     *(polyps, polyp_phantom),
 )
 CONFIGS: dict[str, tuple[BaseExperiment, str]] = {m.CONFIG.name: (m.CONFIG, m.__doc__ or "") for m in _MODULES}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from experiments.config import BaseExperiment, Count, Depth, Side, Variant, Width, Workers, change, within
+from experiments.config import BaseExperiment, Count, Depth, Side, Start, Variant, Width, Workers, change, within
 
 if TYPE_CHECKING:
     from experiments.task import Task
@@ -57,10 +57,22 @@ class PolypData:
 
 
 @dataclass(frozen=True)
-class MultiStream:
-    """One backbone a stream, fused; see `fsg_jax.models.MultiStream`."""
+class MultiStream(Start):
+    """One backbone a stream, fused; see `fsg_jax.models.MultiStream`. Pretrained, all streams start from one backbone.
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "efficientnet_b0", "vit_tiny", "vit_small"] = "resnet18"
+    The stem of the depth stream is then adapted to one channel; its images stay in [0, 1].
+    """
+
+    backbone: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "efficientnet_b0",
+        "tf_efficientnet_b0",
+        "efficientnet_lite0",
+        "vit_tiny",
+        "vit_small",
+    ] = "resnet18"
     streams: tuple[Stream, ...] = ("rgb",)
     hidden: Annotated[int, within(0, 2**16)] = 128
     """Width of the layer after the streams are joined; 0: none, as in the paper's ViT."""

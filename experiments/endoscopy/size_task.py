@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 import fsg_jax as fsg
-from experiments import build, devices
-from experiments.endoscopy.augmentation import eval_transform, train_transform
+from experiments import build, devices, pretrained
+from experiments.endoscopy.augmentation import ENDOSCOPY, eval_transform, train_transform
 from experiments.endoscopy.cohort import eval_batches, load_cohort, open_source, read_rows, train_order
 from experiments.endoscopy.input_panels import example_rows, write_panels
 from experiments.endoscopy.polyp_config import PolypExperiment, SizeLoss
@@ -32,7 +32,8 @@ def make_task(experiment: PolypExperiment) -> Task:
     order = partial(train_order, cohort.polyps, cohort.digest, config.frames_per_polyp, train.batch_size)
     target = make_target(experiment.target, experiment.loss)
     metrics = step_metrics(target)
-    size = config.input_size
+    size, start = config.input_size, experiment.model.pretrained
+    statistics = ENDOSCOPY if start is None else pretrained.statistics(start, 3)
     program = build.make_program(
         experiment,
         order(0).steps_per_epoch,
@@ -41,13 +42,14 @@ def make_task(experiment: PolypExperiment) -> Task:
         ),
         {name: np.zeros((1, size, size, INPUT_CHANNELS[name]), np.float32) for name in streams},
         target.loss,
-        train_transform(config, streams),
+        train_transform(config, streams, statistics),
+        None if start is None else {name: pretrained.load(start, INPUT_CHANNELS[name], size) for name in streams},
         metrics=metrics,
         # An arm with one optimizer has one loss; None is that of the weights.
         gate_loss=target.gate_loss if experiment.gate_loss == "paper" and experiment.arm.routing != "none" else None,
     )
     streamed = Streamed(order, partial(read_rows, source), config.workers, config.threads)
-    predictor = make_predictor(eval_transform(config, streams), target, program.shardings)
+    predictor = make_predictor(eval_transform(config, streams, statistics), target, program.shardings)
 
     def predicted(state: fsg.TrainState, rows: np.ndarray) -> pa.Table:
         batches = eval_batches(source, rows, train.eval_batch_size, config.threads)

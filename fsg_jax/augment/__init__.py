@@ -4,7 +4,7 @@
 >>> batch = augment(jax.random.key(0), {"image": images, "label": labels})
 """
 
-from fsg_jax.augment.geometry import cutout, random_crop, random_flip
+from fsg_jax.augment.geometry import cutout, random_crop, random_flip, resize
 from fsg_jax.augment.mixing import cutmix, mixup, mixup_or_cutmix
 from fsg_jax.augment.photometric import colour_jitter, gaussian_noise
 from fsg_jax.augment.pipeline import chain, normalize, to_float
@@ -22,6 +22,7 @@ __all__ = [
     "normalize",
     "random_crop",
     "random_flip",
+    "resize",
     "to_float",
     "trivial_augment",
 ]

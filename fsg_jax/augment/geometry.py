@@ -1,4 +1,4 @@
-"""Crop, flip, cutout and the affine warp. All keep the dtype, uint8 or floating point."""
+"""Crop, flip, resizing, cutout and the affine warp. All keep the dtype, uint8 or floating point."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -38,6 +38,30 @@ def random_crop(padding: int = 4, mode: PadMode = "constant") -> Transform:
         return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), images.shape[1:]))(padded, offsets)
 
     return on_images(crop)
+
+
+def resize(size: int | tuple[int, int]) -> Transform:
+    """Resizes each image by bilinear interpolation, filtered where it becomes smaller, as Pillow's ``BILINEAR`` does.
+
+    Pixels are squares: their centres, and not the corner ones, keep their places. uint8 is rounded.
+
+    Args:
+        size: side, or (height, width), in pixels, at least 1.
+
+    Raises:
+        ValueError: `size` is outside its range.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    check_integer("size", height, 1)
+    check_integer("size", width, 1)
+
+    def change(key: Key, images: Array) -> Array:
+        batch, *_, channels = images.shape
+        resized = jax.image.resize(images.astype(float), (batch, height, width, channels), "linear", antialias=True)
+        whole = jnp.issubdtype(images.dtype, jnp.integer)
+        return (jnp.round(resized) if whole else resized).astype(images.dtype)
+
+    return on_images(change)
 
 
 def random_flip(probability: float = 0.5) -> Transform:

@@ -1,4 +1,4 @@
-"""A convolution whose gradients XLA's CPU backend computes fast inside loops and branches too.
+"""A convolution that XLA's CPU backend computes fast, depthwise or with gradients inside loops and branches too.
 
 That backend has fast kernels only for images (batch, height, width, channels) and kernels (height, width, in, out).
 Gradients of `jax.lax.conv_general_dilated` are convolutions of other layouts, which it rewrites at the top level of a
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from fsg_jax.models.depthwise import convolve_depthwise
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pairs = tuple[tuple[int, int], ...]
 
@@ -22,29 +24,39 @@ Kernel = Float[Array, "_rows _columns _in _out"]
 
 
 def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
-    """Computes `jax.lax.conv_general_dilated` with gradients in the layout of its inputs, for ``flax.linen.Conv``::
+    """Computes `jax.lax.conv_general_dilated` in a way that suits XLA's CPU backend, for ``flax.linen.Conv``::
 
         nn.Conv(64, (3, 3), conv_general_dilated=conv_general_dilated)
 
     Values and gradients are those of JAX's function; forward-mode and second derivatives are not supported. It applies
-    to two spatial dimensions in the layout ``("NHWC", "HWIO", "NHWC")`` without dilation and groups; anything else is
-    passed on to JAX's function.
+    to two spatial dimensions in the layout ``("NHWC", "HWIO", "NHWC")`` without dilation, and without groups or with a
+    group for each channel (depthwise); anything else is passed on to JAX's function.
     """
-    if not _is_plain(lhs, rhs, options):
+    groups = options.get("feature_group_count", 1)
+    depthwise = 1 < groups == lhs.shape[-1] == rhs.shape[-1]
+    if not (groups == 1 or depthwise) or not _is_plain(lhs, rhs, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    return _convolve(lhs, rhs, tuple(window_strides), tuple((int(low), int(high)) for low, high in padding))
+    strides, padding = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
+    if depthwise:
+        return convolve_depthwise(lhs, rhs, strides, padding)
+    if rhs.shape[:2] == strides == (1, 1) and padding == ((0, 0), (0, 0)):
+        return lax.dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())))
+    return _convolve(lhs, rhs, strides, padding)
 
 
 def _is_plain(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
+    """Whether the layout is `LAYOUT` and nothing but the number of groups is unusual."""
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
-    usual = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "feature_group_count": 1, "batch_group_count": 1}
-    given = {k: v for k, v in options.items() if k != "dimension_numbers" and v is not None}
+    usual = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "batch_group_count": 1}
+    given = {k: v for k, v in options.items() if k not in ("dimension_numbers", "feature_group_count")}
     return (
         lhs.ndim == 4
         and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
-        and all(k in usual and (tuple(v) if isinstance(v, list) else v) == usual[k] for k, v in given.items())
+        and all(
+            v is None or (k in usual and (tuple(v) if isinstance(v, list) else v) == usual[k]) for k, v in given.items()
+        )
     )
 
 
