@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import reduced
 import tiny
 from PIL import Image
 
@@ -236,8 +237,11 @@ def test_a_run_is_exported_and_predicts(runs, tmp_path, capsys):
     assert facts["weights"].startswith("digits fsg seed 0, step ")
     assert facts["preprocessing"]["size"] == [8, 8]
     assert "model.stablehlo: for cpu, cuda; largest difference" in capsys.readouterr().out
+    export.main([str(run), "--out", str(tmp_path / "folded"), "--fold", "--platforms", "cpu"])
+    facts = json.loads((tmp_path / "folded" / "model.stablehlo.json").read_text())
+    assert (facts["folded"], facts["platforms"]) == (True, ["cpu"])
     tables = []
-    for name in (run, tmp_path / "exported"):
+    for name in (run, tmp_path / "exported", tmp_path / "folded"):
         predict.main([str(name), str(tmp_path / "*.png"), "--out", str(tmp_path / "p.csv"), "--batch-size", "4"])
         with (tmp_path / "p.csv").open() as file:
             tables.append([float(row["probability_1"]) for row in csv.DictReader(file)])
@@ -245,7 +249,7 @@ def test_a_run_is_exported_and_predicts(runs, tmp_path, capsys):
     (mean,), (std,) = source.preprocessing.mean, source.preprocessing.std
     logits = source.model.apply(source.variables, jax.numpy.float32((images / 255 - mean) / std))
     wanted = np.asarray(jax.nn.softmax(logits)).max(-1)
-    np.testing.assert_allclose(tables, [wanted, wanted], rtol=1e-4)
+    np.testing.assert_allclose(tables, [wanted] * 3, rtol=1e-4)
 
 
 def test_export_refuses(runs, tmp_path, capsys):
@@ -259,3 +263,44 @@ def test_export_refuses(runs, tmp_path, capsys):
         assert exit_.value.code == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def saved(folder, **options):
+    pytest.importorskip("safetensors")
+    model, variables = reduced.reduced("resnet18"), reduced.variables("resnet18")
+    fsg.save_pretrained(folder, model, variables, **options)
+    return model, variables
+
+
+def test_a_saved_model_is_a_source(tmp_path):
+    size = fsg.Preprocessing((0.5,) * 3, (0.5,) * 3, (10, 12), 1.0, "bilinear")
+    _, variables = saved(tmp_path / "model", preprocessing=size)
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "model", other)
+    found = inspect(Args((tmp_path / "model", other)))
+    values = fsg.gate_values(variables)
+    assert {row["gate"]: row["mean"] for row in found["gates"]} == pytest.approx(
+        {name: float(value.mean()) for name, value in values.items()}
+    )
+    assert found["agreement"][-1]["jaccard"] == 1
+    assert found["notes"]["models"].startswith("Initial weights are not recorded")
+    source = sources.load(str(tmp_path / "model"))
+    assert (source.inputs.shape, source.sized) == ((1, 10, 12, 3), True)
+    export.main([str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--platforms", "cpu"])
+    facts = json.loads((tmp_path / "out" / "model.stablehlo.json").read_text())
+    assert facts["inputs"][0]["shape"] == ["batch", 10, 12, 3]
+
+
+def test_a_saved_model_of_no_size_needs_one_to_be_exported(tmp_path):
+    saved(tmp_path / "model")
+    with pytest.raises(ValueError, match="--image-size: expected the side of the images"):
+        export.export(export.Args(str(tmp_path / "model"), tmp_path / "out"))
+    (facts,) = export.export(export.Args(str(tmp_path / "model"), tmp_path / "out", image_size=9, platforms=("cpu",)))
+    assert facts["inputs"][0]["shape"] == ["batch", 9, 9, 3]
+    with pytest.raises(Exception, match="expected a model of one image with its preprocessing"):
+        predict.load_network(str(tmp_path / "model"))
+
+
+def test_a_run_has_its_own_image_size(runs, tmp_path):
+    with pytest.raises(ValueError, match="--image-size: expected none for a run"):
+        export.export(export.Args(str(runs / "fsg" / "seed-0"), tmp_path / "out", image_size=16))
