@@ -2,12 +2,14 @@
 
 import zlib
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 from reduced import REDUCED, inputs, reduced, variables
 
@@ -167,19 +169,20 @@ class Tabular(nn.Module):
     """A model of one's own: gates on the inputs and on the hidden units of a table."""
 
     features: int
-    gate: object = fsg.Gate
+    gate: Any = fsg.Gate
+    widths: Any = FrozenDict()
 
     @nn.compact
     def __call__(self, x, *, train=False):
         x = x if self.gate is None else self.gate(name="inputs")(x, train=train)
-        x = nn.relu(nn.Dense(12, name="fc1")(x))
+        x = nn.relu(nn.Dense(self.widths.get("units", 12), name="fc1")(x))
         x = x if self.gate is None else self.gate(name="units")(x, train=train)
         return nn.Dense(2, name="fc2")(x)
 
     def gate_sites(self):
         return {
             "inputs": Site(self.features, (Use("fc1", "in"),)),
-            "units": Site(12, (Use("fc2", "in"),), made=(Use("fc1", "out"),)),
+            "units": Site(self.widths.get("units", 12), (Use("fc2", "in"),), made=(Use("fc1", "out"),)),
         }
 
 

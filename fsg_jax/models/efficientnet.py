@@ -264,7 +264,7 @@ class EfficientNet(nn.Module):
         x = act(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
 
         make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
-        places = {"gate": gates.get("block"), "hidden_gate": gates.get("hidden")}
+        places: dict[str, Any] = {"gate": gates.get("block"), "hidden_gate": gates.get("hidden")}
         options: dict[str, Any] = {"squeeze": self.squeeze, "activation": self.activation, "padding": self.padding}
         block = partial(make, norm=self.norm, conv=self.conv, dtype=self.dtype, **places, **options)
         done, total = 0, sum(stage.blocks for stage in self.stages)
