@@ -182,7 +182,7 @@ class EfficientNet(nn.Module):
         x = act(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
 
         make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
-        options = {"squeeze": self.squeeze, "activation": self.activation, "padding": self.padding}
+        options: dict[str, Any] = {"squeeze": self.squeeze, "activation": self.activation, "padding": self.padding}
         block = partial(make, gate=gates.get("block"), norm=self.norm, dtype=self.dtype, **options)
         done, total = 0, sum(stage.blocks for stage in self.stages)
         for index, (expansion, features, blocks, size, strides) in enumerate(self.stages, 1):
