@@ -153,7 +153,7 @@ def scale(flat: dict[str, Any], uses: Iterable[Use], factor: Float[Array, " chan
                 wanted = f"{where.max() + 1} entries or more on axis {axis}, of which {use} tells"
                 expect(where.max() < old.shape[axis], path, wanted, old.shape)
                 by = jnp.ones(old.shape[axis], jnp.float32).at[where].set(jnp.repeat(factor, use.repeat))
-                product = old.astype(jnp.float32) * by.reshape(-1, *[1] * (-1 - axis))
+                product = old.astype(jnp.float32) * by.reshape(*[1] * (old.ndim + axis), -1, *[1] * (-1 - axis))
                 flat[path] = product.astype(old.dtype)
 
 
