@@ -33,14 +33,8 @@ class Splits(NamedTuple):
 
 
 UNSTORED = (
-    "image_size",
-    "augment",
-    "crop_padding",
-    "cutout_size",
-    "mixup_alpha",
-    "cutmix_alpha",
-    "workers",
-    "resident",
+    *("image_size", "augment", "crop_padding", "cutout_size", "mixup_alpha", "cutmix_alpha"),
+    *("workers", "resident"),
 )
 """Settings of `Data` that do not tell which images there are; configurations that differ in no other share them."""
 

@@ -123,13 +123,11 @@ def with_added_arms(args: T) -> T:
 
 def overrides(experiment: BaseExperiment) -> str:
     """The options that make `experiment` of the configuration with its name, to be pasted into a shell."""
-    default, arms_there = settings(CONFIGS[experiment.name][0]), CONFIGS[experiment.name][0].added_arms
+    config, _ = CONFIGS[experiment.name]
+    default = settings(config)
     options = [_option(k, v) for k, v in settings(experiment).items() if v != default.get(k)]
-    options += [
-        ["--add-arm", *arms.spell(name, experiment)]
-        for name, _ in experiment.added_arms
-        if name not in dict(arms_there)
-    ]
+    new = [arm for arm in experiment.added_arms if arm not in config.added_arms]
+    options += [["--add-arm", *arms.spell(arm.name, experiment)] for arm in new]
     return " ".join(shlex.join(option) for option in options)
 
 

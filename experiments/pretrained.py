@@ -89,7 +89,7 @@ def starting_from(variables: PyTree, model: nn.Module, parts: Mapping[str, Any])
     """
     flat, given = flatten_dict(variables), {}
     for name, weights in parts.items():
-        backbone = model._backbone(name=None, parent=None) if name else model  # type: ignore[attr-defined]
+        backbone = model._backbone(name=None, parent=None) if name else model
         check_same(backbone, weights.model)
         for (collection, *path), leaf in flatten_dict(weights.variables).items():
             given[collection, *filter(None, [name]), *path] = leaf
@@ -103,6 +103,6 @@ def starting_from(variables: PyTree, model: nn.Module, parts: Mapping[str, Any])
 def check_same(model: nn.Module, of_file: nn.Module) -> None:
     """Raises ValueError unless the models differ in the attributes `OWN` alone."""
     expect(type(model) is type(of_file), "model.name", f"a {type(of_file).__name__}, as in the file", model)
-    for name in (f.name for f in dataclasses.fields(of_file) if f.name not in OWN):  # type: ignore[arg-type]
+    for name in (f.name for f in dataclasses.fields(of_file) if f.name not in OWN):
         found, wanted = getattr(model, name), getattr(of_file, name)
         expect(found == wanted, f"model: {name}", f"that of model.pretrained, {wanted!r}", found)

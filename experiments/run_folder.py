@@ -131,9 +131,8 @@ LATER = {"data.image_size", "model.pretrained", "model.pretrained_digest"}
 
 def identity(config: dict[str, Any]) -> str:
     """A digest of what a run computes, the same for configurations that differ in `EXECUTION` alone."""
-    return json_digest(
-        {k: v for k, v in flatten(config).items() if k not in EXECUTION and (k not in LATER or v is not None)}
-    )
+    kept = {key: value for key, value in flatten(config).items() if key not in EXECUTION}
+    return json_digest({key: value for key, value in kept.items() if value is not None or key not in LATER})
 
 
 def holds(file: Path, config: dict[str, Any]) -> bool:

@@ -37,19 +37,20 @@ class Reduced:
 
 
 def resnet(**options: Any) -> Reduced:
-    placements = tuple({"gate_placement": place} for place in ("stage", "block", "residual"))
+    placements = tuple({"gate_placement": place} for place in ("stage", "block", "residual", "hidden"))
     return Reduced({"width": 8, **options}, placements, size=(13, 10))
 
 
 def efficientnet() -> Reduced:
     return Reduced(
         {"stages": (Stage(1, 8, 1, 3, 1), Stage(3, 16, 2, 5, 2)), "stem_features": 8, "features": 16},
-        ({"gate_placement": "stage"}, {"gate_placement": "block"}),
+        tuple({"gate_placement": place} for place in ("stage", "block", "hidden")),
         size=(16, 12),
         shifts="params/.*/project_bn/bias",
     )
 
 
+VIT_PLACEMENTS = ({"gate_placement": "branch"}, {"gate_placement": "hidden"})
 STREAM_BACKBONE = {"stage_sizes": (1,), "width": 8}
 REDUCED = {
     "resnet18": resnet(stage_sizes=(1, 1)),
@@ -58,12 +59,16 @@ REDUCED = {
     "efficientnet_b0": efficientnet(),
     "tf_efficientnet_b0": efficientnet(),
     "efficientnet_lite0": efficientnet(),
-    "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}),
-    "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),
-    "vit_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),
+    "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, VIT_PLACEMENTS),
+    "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),
+    "vit_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),
     "multistream": Reduced(
         {"streams": ("rgb", "depth"), "hidden": 6, "backbone_options": STREAM_BACKBONE},
-        ({}, {"backbone_options": {**STREAM_BACKBONE, "gate_placement": "residual"}}),
+        (
+            {},
+            {"backbone_options": {**STREAM_BACKBONE, "gate_placement": "residual"}},
+            {"backbone_options": {**STREAM_BACKBONE, "gate_placement": "hidden"}},
+        ),
         size=(13, 10),
         channels={"rgb": 3, "depth": 1},
     ),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fsg_jax.augment import cutout, random_crop, random_flip
+from fsg_jax.augment import cutout, random_crop, random_flip, resize
 from fsg_jax.augment.geometry import affine
 
 
@@ -27,6 +27,24 @@ def offsets_of(crop, padded):
         for column in range(columns)
         if np.array_equal(crop, padded[row : row + height, column : column + width])
     ]
+
+
+@pytest.mark.parametrize("size", [(16, 12), (5, 4), (9, 6), (20, 3)])
+def test_resizing_is_that_of_pillow(key, size):
+    images = make_images(2, 9, 6)
+    out = np.asarray(resize(size)(key, {"image": images})["image"])
+    pillow = [np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)) for image in images]
+    assert out.dtype == np.uint8
+    np.testing.assert_allclose(out.astype(int), np.stack(pillow).astype(int), atol=1)
+    floats = resize(size)(key, {"image": images.astype(np.float32)})["image"]
+    assert floats.dtype == np.float32
+    assert 0 < np.abs(np.asarray(floats) - out).max() <= 0.5 or size == (9, 6)
+    np.testing.assert_array_equal(resize(7)(key, {"image": images})["image"].shape, (2, 7, 7, 3))
+
+
+def test_resizing_refuses_sizes_below_1():
+    with pytest.raises(ValueError, match="size: expected"):
+        resize((4, 0))
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])

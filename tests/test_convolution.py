@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import fsg_jax as fsg
 from fsg_jax.models.convolution import LAYOUT, conv_general_dilated
+from fsg_jax.models.efficientnet import Stage
 
 JAX = partial(jax.lax.conv_general_dilated, dimension_numbers=LAYOUT)
 OURS = partial(conv_general_dilated, dimension_numbers=LAYOUT)
@@ -73,10 +74,15 @@ def test_others_are_left_to_jax(options):
     jax.jvp(lambda x: OURS(x, w, (1, 1), "SAME", **options), (x,), (x,))  # which ours does not have
 
 
+STAGES = (Stage(1, 4, 1, 3, 1), Stage(2, 8, 2, 5, 2))
+NETWORKS = {"resnet18": {"width": 4}, "efficientnet_lite0": {"stages": STAGES, "stem_features": 4, "features": 8}}
+
+
 @pytest.mark.slow
-def test_a_network_learns_alike():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_learns_alike(name):
     def after_a_step(conv):
-        model = fsg.create_model("resnet18", num_classes=5, width=4, gate=fsg.Gate, conv=conv)
+        model = fsg.create_model(name, num_classes=5, gate=fsg.Gate, conv=conv, **NETWORKS[name])
         images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
         tx = fsg.routed(params=optax.sgd(0.1), gates=optax.adam(1e-2))
         state = fsg.init_state(model, tx, jax.random.key(0), images)

@@ -8,7 +8,7 @@ import cifar_files
 
 from experiments.ablate import ablate
 from experiments.cli import AblateArgs
-from experiments.config import BaseExperiment, Experiment, ViT
+from experiments.config import BaseExperiment, EfficientNet, Experiment, ViT
 from experiments.configs import CONFIGS
 
 VIT = ViT(patch_size=4, depth=1)
@@ -26,6 +26,8 @@ def shrunk(name: str, folder: Path) -> Experiment:
     experiment = CONFIGS[name][0]
     if isinstance(experiment.model, ViT):
         experiment = change(experiment, model={"depth": 1, "patch_size": 16})
+    elif isinstance(experiment.model, EfficientNet):
+        experiment = change(experiment, model={"pretrained": None}, data={"image_size": None})
     else:
         experiment = change(experiment, model={"width": 4})
     experiment = change(experiment, train={"epochs": 2}, optimizer={"warmup_epochs": 0.5})

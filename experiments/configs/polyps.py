@@ -9,8 +9,8 @@
 Recipe: ResNet-18 with the ImageNet stem on each stream at 384x384, 40 frames of every polyp an epoch, 40 epochs, batch
 32, AdamW 2e-4 with cosine decay, gates by Adam 3e-4, smooth L1 weighted by size (3 from 5 to 10 mm, 5 from 10 mm),
 rotation, flips, colour jitter and noise. The weights of the epoch with the smallest validation loss are tested. From
-scratch: pretrained weights are not supported yet, and the paper's are ImageNet's. Not run here: the datasets are not
-at hand.
+scratch unless ``--model.pretrained FILE`` names ImageNet's weights of the backbone, as in the paper. Not run here: the
+datasets are not at hand.
 """
 
 from experiments.config import Gate, Optimizer, Train

@@ -1,6 +1,7 @@
 """From the frames of a batch to what the network is given."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.endoscopy.polyp_config import PolypData
 from fsg_jax import augment, endoscopy
@@ -31,6 +32,6 @@ def eval_transform(config: PolypData, streams: Sequence[str], statistics: Statis
 
 def make_streams(config: PolypData, streams: Sequence[str], statistics: Statistics) -> Transform:
     """What the network is given, in training and in validation alike."""
-    options = {"expand": config.expand, "circle": config.circle, "keep_aspect": config.keep_aspect}
+    options: dict[str, Any] = {"expand": config.expand, "circle": config.circle, "keep_aspect": config.keep_aspect}
     mean, std = statistics
     return endoscopy.make_streams(streams, config.input_size, mean=mean, std=std, **options)

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import expect
+from fsg_jax.gates.gate import along_axis
 from fsg_jax.typing import Variables
 
 OUT = {"kernel": -1, "bias": -1, "scale": -1, "gamma": -1}
@@ -153,7 +154,7 @@ def scale(flat: dict[str, Any], uses: Iterable[Use], factor: Float[Array, " chan
                 wanted = f"{where.max() + 1} entries or more on axis {axis}, of which {use} tells"
                 expect(where.max() < old.shape[axis], path, wanted, old.shape)
                 by = jnp.ones(old.shape[axis], jnp.float32).at[where].set(jnp.repeat(factor, use.repeat))
-                product = old.astype(jnp.float32) * by.reshape(*[1] * (old.ndim + axis), -1, *[1] * (-1 - axis))
+                product = old.astype(jnp.float32) * along_axis(by, axis % old.ndim, old.ndim)
                 flat[path] = product.astype(old.dtype)
 
 

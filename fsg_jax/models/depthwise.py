@@ -1,7 +1,7 @@
 """The depthwise convolution as a sum of shifted products, for XLA's CPU backend, which has no fast kernel for it.
 
-For the shapes of an EfficientNet-Lite0 at 64 pixels, batch 64, `jax.lax.conv_general_dilated` took 20 to 40 times as
-long, gradients included, on two cores of an AMD EPYC.
+With it an EfficientNet-Lite0 trains on 159 images a second at 64 pixels (batch 64, float32, two cores of an AMD EPYC),
+with `jax.lax.conv_general_dilated` on 23.
 """
 
 from collections.abc import Iterator

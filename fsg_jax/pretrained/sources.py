@@ -38,9 +38,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "efficientnet_lite0": Architecture("efficientnet_lite0", {"padding": "symmetric", "norm": BatchNorm}, IMAGENET),
     "tf_efficientnet_lite0": Architecture("efficientnet_lite0", {}, TF_LITE),
 }
-"""The architectures by timm's names, with the preprocessing of timm's first weights of each (torchvision's for ResNets).
+"""Architectures by timm's names, with the preprocessing of timm's first weights of each (torchvision's for ResNets).
 
-timm's ``efficientnet_lite0`` pads symmetrically; the original, our model of that name, is its ``tf_efficientnet_lite0``.
+timm's ``efficientnet_lite0`` pads symmetrically; the original, our model of that name, is
+``tf_efficientnet_lite0`` there.
 """
 
 PACKAGE = {

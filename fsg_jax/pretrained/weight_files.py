@@ -1,4 +1,4 @@
-"""Weights of a file as NumPy arrays by name, by whatever it was written: safetensors, PyTorch or NumPy; none is trusted."""
+"""Weights of a file as NumPy arrays by name: of safetensors, PyTorch or NumPy; no file is trusted."""
 
 import io
 import math
