@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 
 import fsg_jax as fsg
+from experiments import pretrained
 from experiments.classification import STATISTICS
+from experiments.config import BaseExperiment, Experiment
 from experiments.errors import UserError
-from experiments.trained import DATA, find_runs, restore, run_around
+from experiments.trained import find_runs, restore, run_around
 from fsg_jax._checks import expect
 from fsg_jax.pretrained.fit import example
 from fsg_jax.pretrained.preprocessing import Preprocessing
@@ -53,7 +55,8 @@ def load(text: str, image_size: int | None = None) -> Source:
     run, checkpoint = found
     restored = restore(run, checkpoint)
     origin = f"{run.name}, step {restored.saved.step}"
-    return Source(restored.model, restored.variables, restored.inputs, True, _preprocessing(run.config), origin)
+    preprocessing = _preprocessing(restored.experiment, restored.inputs)
+    return Source(restored.model, restored.variables, restored.inputs, True, preprocessing, origin)
 
 
 def _saved(text: str, image_size: int | None) -> Source:
@@ -66,11 +69,13 @@ def _saved(text: str, image_size: int | None) -> Source:
     return Source(model, variables, shapes, sides is not None, preprocessing, text)
 
 
-def _preprocessing(config: dict[str, Any]) -> Preprocessing | None:
-    """That of a classification: its statistics at its size; polyp sizing needs boxes."""
-    name = config["data"].get("name")
-    if name not in DATA:
+def _preprocessing(experiment: BaseExperiment, inputs: Any) -> Preprocessing | None:
+    """That of a classification: its statistics, or those of the weights it started from; polyp sizing needs boxes."""
+    if not isinstance(experiment, Experiment):
         return None
-    mean, std = STATISTICS[name]
-    expect(len(mean) == DATA[name][0][2], "data.name", "statistics of every channel", name)
-    return Preprocessing(mean, std, DATA[name][0][:2], crop=1.0, interpolation="bilinear")
+    _, height, width, channels = inputs.shape
+    mean, std = STATISTICS[experiment.data.name]
+    if (start := experiment.model.pretrained) is not None:
+        pretrained.pin(experiment)  # the weights are still those
+        mean, std = pretrained.statistics(start, channels)
+    return Preprocessing(mean, std, (height, width), crop=1.0, interpolation="bilinear")

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fsg_jax as fsg
 from experiments import build
 from experiments.config import BaseExperiment, Experiment, check
 from experiments.configs import CONFIGS
 from experiments.errors import UserError
-from experiments.run_folder import CONFIG, RESULT, check_record, identity
+from experiments.run_folder import CONFIG, LATER, RESULT, check_record, identity
 from fsg_jax._checks import expect, look_up
 from fsg_jax._files import read_json
 from fsg_jax.linen.gate_kinds import find_gate_kinds
@@ -62,6 +63,7 @@ class Saved(NamedTuple):
 class Restored(NamedTuple):
     """The model of a run with its weights."""
 
+    experiment: BaseExperiment
     model: nn.Module
     variables: dict[str, Any]
     inputs: Any
@@ -170,7 +172,7 @@ def restore(run: Run, checkpoint: Path | None = None) -> Restored:
     found, wanted = (dict(zip(paths_of(t), map(np.shape, jax.tree.leaves(t)), strict=True)) for t in (saved[0], shapes))
     differ = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
     expect(not differ, f"{run.path}: weights", "those of its configuration", f"others: {', '.join(differ[:3])}")
-    return Restored(model, saved.variables, inputs, kinds, saved)
+    return Restored(experiment, model, saved.variables, inputs, kinds, saved)
 
 
 def read_experiment(config: Mapping[str, Any]) -> BaseExperiment:
@@ -180,7 +182,8 @@ def read_experiment(config: Mapping[str, Any]) -> BaseExperiment:
       ValueError: there is no such configuration in this version, or a value is out of its range.
     """
     default, _ = look_up(CONFIGS, config.get("name", ""), "configuration")
-    experiment = _fill(default, {key: value for key, value in config.items() if key != "seed"}, "")
+    values = {key: value for key, value in config.items() if key != "seed"}
+    experiment = _fill(replace(default, added_arms=()), values, "")
     check(experiment)
     return experiment
 
@@ -200,9 +203,10 @@ def _typed(value: Any, hint: Any, default: Any, key: str) -> Any:
         known += [
             kind() for kind in kinds if isinstance(kind, type) and is_dataclass(kind) and kind is not type(default)
         ]
-        fits = [one for one in known if {field.name for field in fields(one)} == value.keys()]
+        later = {name.rpartition(".")[2]: None for name in LATER}
+        fits = [one for one in known if not (value.keys() ^ vars(one).keys()) - later.keys()]
         expect(fits, f"configuration {key}", "the keys of this version", sorted(value))
-        return _fill(fits[0], value, key)
+        return _fill(fits[0], {name: None for name in later if hasattr(fits[0], name)} | dict(value), key)
     if isinstance(value, list):
         (inner,) = {get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple} or {Any}
         return tuple(_typed(one, inner, None, key) for one in value)
@@ -217,12 +221,11 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def model_of(experiment: BaseExperiment) -> nn.Module:
-    """The model of an experiment in its arm, with the plain convolution."""
-    options = vars(experiment.model) if isinstance(experiment, Experiment) else experiment.model.options()
-    if "stem" in options:
-        options = options | {"conv": nn.Conv}  # not the one for gradients in loops
-    gate, arm, dtype = experiment.gate, experiment.arm, experiment.train.dtype
-    return build.make_model(gate, arm, dtype, _num_outputs(experiment), **options)
+    """The model of an experiment in its arm, with Flax's own convolutions, which convert everywhere."""
+    options = dict(experiment.model.options())
+    gate, dtype = build.make_gate(experiment.gate, experiment.arm), jnp.dtype(experiment.train.dtype)
+    name, classes = options.pop("name"), _num_outputs(experiment)
+    return fsg.create_model(name, num_classes=classes, gate=gate, dtype=dtype, **options)
 
 
 def _num_outputs(experiment: Any) -> int:
@@ -236,7 +239,9 @@ def _num_outputs(experiment: Any) -> int:
 def inputs_of(experiment: Any) -> Any:
     """Shapes of what the model is given, for a batch of one."""
     if isinstance(experiment, Experiment):
-        return jax.ShapeDtypeStruct((1, *look_up(DATA, experiment.data.name, "data")[0]), jnp.float32)
+        height, width, channels = look_up(DATA, experiment.data.name, "data")[0]
+        size = experiment.data.image_size
+        return jax.ShapeDtypeStruct((1, size or height, size or width, channels), jnp.float32)
     side = experiment.data.input_size
     from fsg_jax.endoscopy.inputs import INPUT_CHANNELS
 

@@ -304,3 +304,10 @@ def test_a_saved_model_of_no_size_needs_one_to_be_exported(tmp_path):
 def test_a_run_has_its_own_image_size(runs, tmp_path):
     with pytest.raises(ValueError, match="--image-size: expected none for a run"):
         export.export(export.Args(str(runs / "fsg" / "seed-0"), tmp_path / "out", image_size=16))
+
+
+def test_a_configuration_of_before_pretrained_weights_is_read():
+    config = describe(CONFIGS["cifar100_resnet18"][0], "fsg", 0)
+    for part, key in (("data", "image_size"), ("model", "pretrained"), ("model", "pretrained_digest")):
+        del config[part][key]
+    assert read_experiment(config) == in_arm(CONFIGS["cifar100_resnet18"][0], "fsg")
