@@ -192,7 +192,7 @@ def google_to_timm(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[s
             split = (count, dim // count)
             kernel = (*split, dim) if "/out/" in theirs else (dim, *split)
             shape = kernel if theirs.endswith("kernel") else (dim,) if "/out/" in theirs else split
-            expect(value.shape == shape, f"{file}: {prefix + theirs}", shape, value.shape)
+            expect(value.shape == shape, f"{file}: {prefix + theirs}", str(shape), value.shape)
             value = value.reshape((dim, dim) if theirs.endswith("kernel") else dim)
         found[ours] = to_torch(("kernel",), value) if theirs.endswith("kernel") else value
     if "pos_embedding" in left:
