@@ -16,6 +16,7 @@ FIXED = EXECUTION | {
     *("name", "train.test_on", "data.name", "data.path", "data.source", "data.checksum", "data.download"),
     *("data.validation", "data.index", "data.splits", "data.fold", "data.depth_root", "data.validation_frames"),
     *("data.test_frames", "target", "model.streams", "model.pretrained", "model.pretrained_digest"),
+    *("model.pretrained_part", "model.widths"),
 }
 """Settings that neither differ between arms nor are searched: they do not change what is learned, or change how it is
 judged."""

@@ -90,11 +90,9 @@ def make_task(experiment: Experiment) -> Task:
     num_train, classes = len(splits.train), splits.train.num_classes
     height, width, channels = splits.train.images.shape[1:]
     shape = (1, config.image_size or height, config.image_size or width, channels)
-    start, statistics, weights = experiment.model.pretrained, STATISTICS[config.name], None
+    start, weights, normalize = experiment.model.pretrained, None, normalization(experiment)
     if start is not None:
-        statistics = pretrained.statistics(start, channels)
-        weights = {"": pretrained.load(start, channels, config.image_size)}
-    normalize = augment.normalize(*statistics)
+        weights = {"": pretrained.load(start, channels, config.image_size, experiment.model.pretrained_part)}
     order = partial(batch_order, num_train, train.batch_size)
     program = build.make_program(
         experiment,
@@ -113,7 +111,7 @@ def make_task(experiment: Experiment) -> Task:
     else:
         streamed = Streamed(order, partial(gather, splits.train), config.workers)
         make_stepper = streaming(program.step, streamed, program.placement)
-    prepare, ema = augment.chain(*resizing(config), normalize), train.ema_decay is not None
+    prepare, ema = evaluation_transform(experiment), train.ema_decay is not None
     loss, where = fsg.losses.cross_entropy, program.shardings
     eval_step = fsg.make_eval_step(loss, transform=prepare, metrics=METRICS, ema=ema, shardings=where)
     evaluate = partial(_evaluate, eval_step, program.placement, train.eval_batch_size)
@@ -176,6 +174,18 @@ def _evaluate(
     inputs = (placement.put_whole({k: batch[k] for k in ("image", "label", "valid")}) for batch in batches)
     means = fsg.evaluate(eval_step, state, inputs)
     return {name: means[name] for name in ("loss", "accuracy")}
+
+
+def normalization(experiment: Experiment) -> Transform:
+    """By the statistics of the data, or by those with which pretrained weights were trained."""
+    name, start = experiment.data.name, experiment.model.pretrained
+    own = STATISTICS[name]
+    return augment.normalize(*(own if start is None else pretrained.statistics(start, len(own[0]))))
+
+
+def evaluation_transform(experiment: Experiment) -> Transform:
+    """From stored images to what the network is given in evaluation."""
+    return augment.chain(*resizing(experiment.data), normalization(experiment))
 
 
 def resizing(config: Data) -> list[Transform]:

@@ -88,17 +88,23 @@ class Data:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights of a model come from; its gates and its head always start by the seed."""
+    """Where the weights of a model come from."""
 
     pretrained: str | None = None
     """A name, file, folder or repository that `fsg_jax.load_pretrained` reads, whose mean and standard deviation then
     normalise the images; None: all weights start by the seed."""
     pretrained_digest: str | None = None
     """Of these weights, by which a run knows them; None: found when the run starts."""
+    pretrained_part: Literal["backbone", "all"] = "backbone"
+    """Which of them: the backbone, for a new task, where gates and head start by the seed; or the gates and the head
+    too, to train a network on, such as a pruned one."""
+    widths: tuple[tuple[str, int], ...] = ()
+    """Channels at single sites of a pruned network; those of the weights are found when the run starts."""
 
     def options(self) -> dict[str, Any]:
         """Arguments of `fsg_jax.create_model`, the name among them."""
-        return {name: value for name, value in vars(self).items() if name not in {f.name for f in fields(Start)}}
+        own = {name: value for name, value in vars(self).items() if name not in {f.name for f in fields(Start)}}
+        return own | ({"widths": dict(self.widths)} if self.widths else {})
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class ResNet(Start):
     name: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     width: Width = 64
     stem: Literal["cifar", "imagenet"] = "cifar"
-    gate_placement: Literal["stage", "block", "residual"] = "stage"
+    gate_placement: Literal["stage", "block", "residual", "hidden"] = "stage"
     remat: bool = False
 
 
@@ -119,6 +125,7 @@ class ViT(Start):
     name: Literal["vit_tiny", "vit_small", "vit_base"] = "vit_tiny"
     patch_size: Side = 4
     depth: Depth = 12
+    gate_placement: Literal["branch", "hidden"] = "branch"
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: bool = False
@@ -129,7 +136,7 @@ class EfficientNet(Start):
     """An EfficientNet of `fsg_jax.models`."""
 
     name: Literal["efficientnet_lite0", "efficientnet_b0", "tf_efficientnet_b0"] = "efficientnet_lite0"
-    gate_placement: Literal["stage", "block"] = "stage"
+    gate_placement: Literal["stage", "block", "hidden"] = "stage"
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: bool = False

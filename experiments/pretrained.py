@@ -14,6 +14,7 @@ from experiments.config import BaseExperiment, change
 from experiments.errors import UserError
 from fsg_jax._checks import expect
 from fsg_jax._files import json_digest
+from fsg_jax.linen.gate_kinds import kind_of
 from fsg_jax.training.checkpoint_files import checksums
 from fsg_jax.typing import GATES, PyTree
 
@@ -26,22 +27,26 @@ OWN = {
 """Attributes of a model that the experiment sets; all others must be those of the file."""
 
 NEW = ("head", "fc1")
-"""Modules that do not come from a file but start by the seed: what is joined to a backbone."""
+"""Modules that start by the seed where a file has none: what is joined to a backbone."""
 
 
 @cache
-def load(source: str, channels: int, image_size: int | None) -> Any:
-    """The `fsg_jax.pretrained.Pretrained` backbone of a source, for images with that many channels and of that size.
+def load(source: str, channels: int, image_size: int | None, part: str = "backbone") -> Any:
+    """The `fsg_jax.pretrained.Pretrained` of a source, for images with that many channels and of that size.
+
+    Without its gates and head if `part` is the backbone.
 
     Raises:
       UserError: the source cannot be read, or does not say by which means and deviations images are normalised.
     """
     try:
-        found = fsg.load_pretrained(source, num_classes=0, in_channels=channels, image_size=image_size)
+        classes = {"backbone": 0, "all": None}[part]
+        found = fsg.load_pretrained(source, num_classes=classes, in_channels=channels, image_size=image_size)
         expect(found.preprocessing, source, "weights that come with their mean and std", "weights without")
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"model.pretrained: {error}") from error
-    return found
+    kept = {name: tree for name, tree in found.variables.items() if name != GATES or part == "all"}
+    return found._replace(variables=kept)
 
 
 def statistics(source: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -51,7 +56,7 @@ def statistics(source: str, channels: int) -> tuple[tuple[float, ...], tuple[flo
 
 
 def pin(experiment: E) -> E:
-    """`experiment` with the digest of its weights, if it has any: so a run is never resumed with others.
+    """`experiment` with the digest and the widths of its weights, if it has any: a run is never resumed with others.
 
     Raises:
       UserError: they cannot be read, or have another digest than the experiment asks for.
@@ -61,10 +66,18 @@ def pin(experiment: E) -> E:
         if wanted is not None:
             raise UserError(f"model.pretrained_digest: expected None without model.pretrained, found {wanted}")
         return experiment
-    found = digest(load(source, 3, None))
+    part, streams = experiment.model.pretrained_part, getattr(experiment.model, "streams", ())
+    if streams and part != "backbone":
+        raise UserError(
+            f"model.pretrained_part: expected 'backbone', for streams have no more in common, found {part!r}"
+        )
+    weights = load(source, 3, None, part)
+    found, widths = digest(weights), tuple(sorted(weights.model.widths.items()))
+    if streams:
+        widths = tuple((f"{stream}/{name}", width) for stream in streams for name, width in widths)
     if wanted not in (None, found):
         raise UserError(f"model.pretrained: expected weights with the digest {wanted}, found {found} in {source}")
-    return change(experiment, {"model.pretrained_digest": found})
+    return change(experiment, {"model.pretrained_digest": found, "model.widths": widths})
 
 
 def digest(weights: Any) -> str:
@@ -76,7 +89,7 @@ def digest(weights: Any) -> str:
 def starting_from(variables: PyTree, model: nn.Module, parts: Mapping[str, Any]) -> PyTree:
     """`variables` of `model` with those of pretrained backbones in their place.
 
-    Gates and the modules in `NEW` stay as they are.
+    Gates and the modules in `NEW` stay as they are if the weights have none.
 
     Args:
       variables: at step 0, by the seed.
@@ -93,7 +106,12 @@ def starting_from(variables: PyTree, model: nn.Module, parts: Mapping[str, Any])
         check_same(backbone, weights.model)
         for (collection, *path), leaf in flatten_dict(weights.variables).items():
             given[collection, *filter(None, [name]), *path] = leaf
-    wanted = {path: leaf for path, leaf in flat.items() if path[0] != GATES and path[1] not in NEW}
+        if GATES in weights.variables and model.gate is not None:  # type: ignore[attr-defined]
+            ours, theirs = (kind_of(m.gate(name=None)) for m in (backbone, weights.model))
+            expect(ours == theirs, "arm.kind", f"that of model.pretrained, {theirs!r}", repr(ours))
+    new = [path for path in flat if path[0] == GATES or path[1] in NEW]
+    absent = {path[:2] for path in new} - {path[:2] for path in given}
+    wanted = {path: leaf for path, leaf in flat.items() if path not in new or path[:2] not in absent}
     shapes = [{path: jnp.shape(leaf) for path, leaf in leaves.items()} for leaves in (wanted, given)]
     differ = sorted("/".join(path) for path, _ in shapes[0].items() ^ shapes[1].items())
     expect(not differ, "model.pretrained", "the leaves of the model", f"others: {', '.join(dict.fromkeys(differ))}")

@@ -125,14 +125,15 @@ EXECUTION = {
 """Settings of how a run is carried out, not of what it computes; they may differ when it is resumed."""
 
 
-LATER = {"data.image_size", "model.pretrained", "model.pretrained_digest"}
-"""Settings that the runs of older versions lack; None is what those runs did."""
+LATER = {"data.image_size": None, "model.pretrained": None, "model.pretrained_digest": None}
+LATER |= {"model.pretrained_part": "backbone", "model.widths": [], "model.gate_placement": "branch"}
+"""Settings that the runs of older versions lack, and what those runs did."""
 
 
 def identity(config: dict[str, Any]) -> str:
     """A digest of what a run computes, the same for configurations that differ in `EXECUTION` alone."""
     kept = {key: value for key, value in flatten(config).items() if key not in EXECUTION}
-    return json_digest({key: value for key, value in kept.items() if value is not None or key not in LATER})
+    return json_digest({key: value for key, value in kept.items() if key not in LATER or value != LATER[key]})
 
 
 def holds(file: Path, config: dict[str, Any]) -> bool:

@@ -90,6 +90,7 @@ class MultiStream(Start):
         given = {name: getattr(self, name) for name in ("width", "patch_size", "depth")}
         backbone = {name: value for name, value in given.items() if value is not None}
         own = {name: getattr(self, name) for name in ("backbone", "streams", "hidden", "dropout", "remat")}
+        own |= {"widths": dict(self.widths)} if self.widths else {}
         return {"name": "multistream", **own, "backbone_options": backbone}
 
 
