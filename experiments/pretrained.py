@@ -68,9 +68,7 @@ def pin(experiment: E) -> E:
         return experiment
     part, streams = experiment.model.pretrained_part, getattr(experiment.model, "streams", ())
     if streams and part != "backbone":
-        raise UserError(
-            f"model.pretrained_part: expected 'backbone', for streams have no more in common, found {part!r}"
-        )
+        raise UserError(f"model.pretrained_part: expected 'backbone', all that streams share, found {part!r}")
     weights = load(source, 3, None, part)
     found, widths = digest(weights), tuple(sorted(weights.model.widths.items()))
     if streams:
@@ -106,7 +104,7 @@ def starting_from(variables: PyTree, model: nn.Module, parts: Mapping[str, Any])
         check_same(backbone, weights.model)
         for (collection, *path), leaf in flatten_dict(weights.variables).items():
             given[collection, *filter(None, [name]), *path] = leaf
-        if GATES in weights.variables and model.gate is not None:  # type: ignore[attr-defined]
+        if GATES in weights.variables and model.gate is not None:
             ours, theirs = (kind_of(m.gate(name=None)) for m in (backbone, weights.model))
             expect(ours == theirs, "arm.kind", f"that of model.pretrained, {theirs!r}", repr(ours))
     new = [path for path in flat if path[0] == GATES or path[1] in NEW]

@@ -1,7 +1,7 @@
 """A trained network made smaller: ``python -m experiments.prune MODEL --flops 50% --out FOLDER``.
 
-The folder is one of `fsg_jax.save_pretrained`: `predict`, `export` and `inspect` take it, and training goes on with it by
-``python -m experiments.train CONFIG --model.pretrained FOLDER --model.pretrained-part all``. See docs/pruning.md.
+The folder is one of `fsg_jax.save_pretrained`: `predict`, `export` and `inspect` take it, and training goes on with it
+by ``python -m experiments.train CONFIG --model.pretrained FOLDER --model.pretrained-part all``. See docs/pruning.md.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,7 +72,7 @@ def prune(args: Args) -> fsg.Pruned:
     )
     model, variables = fsg.fold_gates(*pruned[:2]) if args.fold else pruned[:2]
     table = pruned.table
-    card = {"pruned from": source.origin, "score": args.score, "budget": budget}
+    card: dict[str, Any] = {"pruned from": source.origin, "score": args.score, "budget": budget}
     card |= {"parameters": f"{table.parameters[0]:,} -> {table.parameters[1]:,}"}
     card |= {"FLOPs": f"{table.flops[0]:,} -> {table.flops[1]:,}", "batches of calibration": args.calibrate}
     with writing_to(args.out):

@@ -125,7 +125,7 @@ EXECUTION = {
 """Settings of how a run is carried out, not of what it computes; they may differ when it is resumed."""
 
 
-LATER = {"data.image_size": None, "model.pretrained": None, "model.pretrained_digest": None}
+LATER: dict[str, Any] = {"data.image_size": None, "model.pretrained": None, "model.pretrained_digest": None}
 LATER |= {"model.pretrained_part": "backbone", "model.widths": [], "model.gate_placement": "branch"}
 """Settings that the runs of older versions lack, and what those runs did."""
 

@@ -362,10 +362,11 @@ def main() -> None:
 
     args = with_added_arms(parse(TrainArgs, "experiments.train"))
     devices.start()
-    record = train(args.experiment, args.arm, args.seed, args.out, resume=args.resume)
+    experiment = pretrained.pin(args.experiment)
+    record = train(experiment, args.arm, args.seed, args.out, resume=args.resume)
     if not devices.is_first():
         return
-    best = make_task(args.experiment, args.arm).best
+    best = make_task(experiment, args.arm).best
     tested = f"test {best} {record['test'][best]:.4f}" if record["test"] else "not tested"
     print(
         f"{args.arm} seed {args.seed}: {tested}, validation {record['validation'][best]:.4f}, "
