@@ -193,13 +193,9 @@ class EfficientNet(nn.Module):
         x = act(norm(name="stem_bn")(conv(self.stem_features, 3, 2, name="stem_conv")(x)))
 
         make = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
-        options: dict[str, Any] = {
-            "squeeze": self.squeeze,
-            "activation": self.activation,
-            "padding": self.padding,
-            "conv": self.conv,
-        }
-        block = partial(make, gate=gates.get("block"), norm=self.norm, dtype=self.dtype, **options)
+        options: dict[str, Any] = {"squeeze": self.squeeze, "activation": self.activation, "padding": self.padding}
+        options |= {"conv": self.conv, "norm": self.norm, "dtype": self.dtype}
+        block = partial(make, gate=gates.get("block"), **options)
         done, total = 0, sum(stage.blocks for stage in self.stages)
         for index, (expansion, features, blocks, size, strides) in enumerate(self.stages, 1):
             for i in range(blocks):

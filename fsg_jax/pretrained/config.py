@@ -63,8 +63,8 @@ def model_from_json(value: Any, name: str) -> nn.Module:
     """
     sound = isinstance(value, Mapping) and set(value) == {"class", "attributes"}
     expect(sound and isinstance(value["attributes"], Mapping), name, "the class and attributes of a model", value)
-    cls = look_up(MODELS, value["class"], f"{name}: model")
-    known = {f.name for f in dataclasses.fields(cls) if f.init and f.name != "parent"}  # type: ignore[arg-type]
+    cls = look_up(MODELS, str(value["class"]), f"{name}: model")
+    known = {f.name for f in dataclasses.fields(cls) if f.init and f.name != "parent"}
     unknown = sorted(set(value["attributes"]) - known)
     expect(not unknown, name, f"attributes of {value['class']}", f"{', '.join(unknown)}: of a later version?")
     attributes = {key: from_json(v, f"{name}: {key}") for key, v in value["attributes"].items()}
@@ -90,15 +90,13 @@ def to_json(value: Any, name: str) -> Any:
     for key, dtype in DTYPES.items():
         if value is dtype or value is dtype.dtype.type or (isinstance(value, np.dtype) and value.name == key):
             return {"is": "dtype", "name": key}
-    inner, arguments, keywords = value, (), {}
-    if isinstance(value, partial):
-        inner, arguments, keywords = value.func, value.args, value.keywords
+    inner = value.func if isinstance(value, partial) else value
     for key, factory in FACTORIES.items():
         if inner is factory:
-            code = {"is": "factory", "name": key}
+            code: dict[str, Any] = {"is": "factory", "name": key}
             if isinstance(value, partial):
-                code["arguments"] = [to_json(v, f"{name}: argument {i}") for i, v in enumerate(arguments)]
-                code["keywords"] = {k: to_json(v, f"{name}.{k}") for k, v in keywords.items()}
+                code["arguments"] = [to_json(v, f"{name}: argument {i}") for i, v in enumerate(value.args)]
+                code["keywords"] = {k: to_json(v, f"{name}.{k}") for k, v in value.keywords.items()}
             return code
     known = f"None, numbers, strings, sequences, mappings, dtypes, or (partials of) {', '.join(sorted(FACTORIES))}"
     raise ValueError(f"{name}: expected what can be written, {known}, found {value!r}")
@@ -114,12 +112,12 @@ def from_json(value: Any, name: str) -> Any:
     if kind == "mapping" and set(parts) == {"items"} and isinstance(parts["items"], dict):
         return {key: from_json(v, f"{name}.{key}") for key, v in parts["items"].items()}
     if kind == "dtype" and set(parts) == {"name"}:
-        return look_up(DTYPES, parts["name"], f"{name}: dtype")
+        return look_up(DTYPES, str(parts["name"]), f"{name}: dtype")
     values = parts.get("values")
     if kind == "Stage" and isinstance(values, list) and len(values) == len(efficientnet.Stage._fields):
         return efficientnet.Stage(*from_json(values, name))
     if kind == "factory" and set(parts) in ({"name"}, {"name", "arguments", "keywords"}):
-        factory = look_up(FACTORIES, parts["name"], f"{name}: factory")
+        factory = look_up(FACTORIES, str(parts["name"]), f"{name}: factory")
         if "keywords" not in parts:
             return factory
         arguments, keywords = parts["arguments"], parts["keywords"]

@@ -43,15 +43,15 @@ def example(model: nn.Module, params: Mapping[str, Any]) -> Any:
     return _example(params, "params")
 
 
-def _example(params: Mapping[str, Any], name: str) -> np.ndarray:
+def _example(params: Mapping[str, Any], name: str) -> jax.Array:
     flat = flatten_dict(params)
     stem = next((flat[(*path, "kernel")] for path in STEMS if (*path, "kernel") in flat), None)
     expect(stem is not None and np.ndim(stem) == 4, name, "the kernel of a stem", "none")
     size, channels = stem.shape[0], stem.shape[2]  # type: ignore[union-attr]
     if ("pos_embed",) not in flat:
-        return np.zeros((1, 32, 32, channels), np.float32)
+        return jnp.zeros((1, 32, 32, channels))
     patches = flat[("pos_embed",)].shape[1] - (("cls_token",) in flat)
-    return np.zeros((1, patches * size, size, channels), np.float32)
+    return jnp.zeros((1, patches * size, size, channels))
 
 
 def shapes_of(model: nn.Module, x: Any) -> dict[Path, Any]:
@@ -108,7 +108,7 @@ def fit(
         flat[stem] = adapt_stem(np.asarray(flat[stem]), in_channels)
         preprocessing = preprocessing and preprocessing.with_channels(in_channels)
     if image_size is not None:
-        size = (image_size, image_size) if isinstance(image_size, int | np.integer) else tuple(image_size)
+        size = (image_size, image_size) if isinstance(image_size, int | np.integer) else image_size
         expect(len(size) == 2, "image_size", "one side or (height, width)", image_size)
         for side in size:
             check_integer("image_size", side, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from fsg_jax._checks import expect, look_up
 from fsg_jax._files import local, read_bytes

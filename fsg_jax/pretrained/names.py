@@ -125,15 +125,32 @@ def to_flax(path: Path, tensor: np.ndarray) -> np.ndarray:
 
 
 GOOGLE_PREFIXES = ("", "opt/target/", "params/img/", "params/")
-GOOGLE_BLOCK = {
-    "LayerNorm_0/{}": "norm1.{}",
-    "MultiHeadDotProductAttention_{attention}/out/{}": "attn.proj.{}",
-    "LayerNorm_{norm}/{}": "norm2.{}",
-    "MlpBlock_{mlp}/Dense_0/{}": "mlp.fc1.{}",
-    "MlpBlock_{mlp}/Dense_1/{}": "mlp.fc2.{}",
+GOOGLE_POSITIONS = {"Transformer/posembed_input/pos_embedding": "pos_embed"}
+GOOGLE = {
+    "cls": "cls_token",
+    "embedding/kernel": "patch_embed.proj.weight",
+    "embedding/bias": "patch_embed.proj.bias",
+    "Transformer/encoder_norm/scale": "norm.weight",
+    "Transformer/encoder_norm/bias": "norm.bias",
 }
-# An early Flax counted all children of a block together, a later one each class on its own.
-GOOGLE_NUMBERS = ({"attention": 1, "norm": 2, "mlp": 3}, {"attention": 0, "norm": 1, "mlp": 0})
+GOOGLE_HEAD = {"head/kernel": "head.weight", "head/bias": "head.bias"}
+# The numbers in vit_jax's names are 1, 2 and 3, for an early Flax counted all children of a block together; those of
+# big_vision are 0, 1 and 0, for a later one counts each class on its own.
+GOOGLE_BLOCK = {
+    "LayerNorm_0/scale": "norm1.weight",
+    "LayerNorm_0/bias": "norm1.bias",
+    "LayerNorm_{norm}/scale": "norm2.weight",
+    "LayerNorm_{norm}/bias": "norm2.bias",
+    "MlpBlock_{mlp}/Dense_0/kernel": "mlp.fc1.weight",
+    "MlpBlock_{mlp}/Dense_0/bias": "mlp.fc1.bias",
+    "MlpBlock_{mlp}/Dense_1/kernel": "mlp.fc2.weight",
+    "MlpBlock_{mlp}/Dense_1/bias": "mlp.fc2.bias",
+    **{
+        f"MultiHeadDotProductAttention_{{attention}}/{theirs}/{leaf}": f"attn.{ours}.{torch_leaf}"
+        for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "proj"))
+        for leaf, torch_leaf in (("kernel", "weight"), ("bias", "bias"))
+    },
+}
 
 
 def google_prefix(names: Any) -> str | None:
@@ -141,78 +158,75 @@ def google_prefix(names: Any) -> str | None:
     return next((prefix for prefix in GOOGLE_PREFIXES if f"{prefix}embedding/kernel" in names), None)
 
 
-def google_to_timm(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
-    """Tensors of a ViT of Google's under timm's names and in PyTorch's layout.
+def google_to_timm(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, np.ndarray], int]:
+    """Tensors of a ViT of Google's under timm's names and in PyTorch's layout, and the number of its heads.
 
     Read are the format of vit_jax (with an optional ``opt/target/``) and that of big_vision (``params/``, blocks apart
     or stacked), whose positions have no row of the class token: that row is 0. ``pre_logits`` is dropped, as in
     Google's fine-tuning, and with it the head that it feeds.
 
     Raises:
-      ValueError: tensors are missing or extra, all being named, or the model pools otherwise than by its class token.
+      ValueError: tensors are missing or extra, all being named, the model pools otherwise than by its class token, or
+        parts of the attention are not of one number of heads.
     """
-    prefix = google_prefix(tensors)
-    assert prefix is not None
+    prefix = google_prefix(tensors) or ""
     left = {name.removeprefix(prefix): value for name, value in _unstacked(tensors, prefix).items()}
     other = sorted(name for name in left if name.startswith("MAPHead_"))
     expect("cls" in left and not other, file, "a ViT that is pooled by its class token 'cls'", other or "no such token")
-    tanh_head = any(name.startswith("pre_logits/") for name in left)
-    dropped = ("pre_logits/", "head/") if tanh_head else ("pre_logits/",)
-    left = {name: value for name, value in left.items() if not name.startswith(dropped)}
-    dim = left["embedding/kernel"].shape[-1]
-    found, missing = {}, []
-
-    def take(name: str, to: str, shape: tuple[int, ...] | None = None) -> None:
-        if name not in left:
-            missing.append(prefix + name)
-            return
-        value = left.pop(name)
-        expect(
-            shape is None or value.size == np.prod(shape), f"{file}: {prefix + name}", f"{shape} values", value.shape
-        )
-        value = value if shape is None else value.reshape(shape)
-        found[to] = to_torch(("kernel",), value) if name.endswith("kernel") else value
-
-    take("cls", "cls_token")
-    positions = "pos_embedding" if "pos_embedding" in left else "Transformer/posembed_input/pos_embedding"
-    take(positions, "pos_embed")
-    if positions == "pos_embedding" and "pos_embed" in found:
-        found["pos_embed"] = np.pad(found["pos_embed"], ((0, 0), (1, 0), (0, 0)))
-    for leaf, torch_leaf in (("kernel", "weight"), ("bias", "bias")):
-        take(f"embedding/{leaf}", f"patch_embed.proj.{torch_leaf}")
-        if f"head/{leaf}" in left:
-            take(f"head/{leaf}", f"head.{torch_leaf}")
-    for leaf, torch_leaf in (("scale", "weight"), ("bias", "bias")):
-        take(f"Transformer/encoder_norm/{leaf}", f"norm.{torch_leaf}")
-    depth = len({name.split("/")[1] for name in left if name.startswith("Transformer/encoderblock_")})
-    old = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel" in left
-    for i in range(depth):
-        block, numbers = f"Transformer/encoderblock_{i}/", GOOGLE_NUMBERS[not old]
-        for theirs, ours in GOOGLE_BLOCK.items():
-            for leaf, torch_leaf in (("scale" if "Norm" in theirs else "kernel", "weight"), ("bias", "bias")):
-                shape = (dim, dim) if theirs.endswith("out/{}") and leaf == "kernel" else None
-                take(block + theirs.format(leaf, **numbers), f"blocks.{i}.{ours.format(torch_leaf)}", shape)
-        for leaf, torch_leaf, shape in (("kernel", "weight", (dim, dim)), ("bias", "bias", (dim,))):
-            parts = [f"blocks.{i}.attn.{part}.{leaf}" for part in ("query", "key", "value")]
-            for part in parts:
-                name = f"MultiHeadDotProductAttention_{numbers['attention']}/{part.split('.')[-2]}/{leaf}"
-                take(block + name, part, shape)
-            if set(parts) <= set(found):
-                found[f"blocks.{i}.attn.qkv.{torch_leaf}"] = np.concatenate([found.pop(part) for part in parts])
-    problems = [f"{name}: missing" for name in missing] + [f"{prefix + name}: extra" for name in sorted(left)]
+    dropped = ("pre_logits/", "head/") if any(name.startswith("pre_logits/") for name in left) else ()
+    left = {name: value for name, value in left.items() if not (dropped and name.startswith(dropped))}
+    names = _google_names(left)
+    problems = [f"{prefix + name}: missing" for name in sorted(names.keys() - left.keys())]
+    problems += [f"{prefix + name}: extra" for name in sorted(left.keys() - names.keys())]
     expect(not problems, file, "the tensors of a ViT of Google's", f"{len(problems)} others: {'; '.join(problems)}")
-    return found
+    dim = left["embedding/kernel"].shape[-1]
+    heads = {v.shape[1] if v.ndim == 3 else 0 for name, v in left.items() if name.endswith("query/kernel")} or {0}
+    count = min(heads)
+    expect(
+        len(heads) == 1 and count > 0 and dim % count == 0, file, "query/kernel (dim, heads, size)", f"heads {heads}"
+    )
+    found = {}
+    for theirs, ours in names.items():
+        value = left[theirs]
+        if "DotProductAttention" in theirs:
+            split = (count, dim // count)
+            kernel = (*split, dim) if "/out/" in theirs else (dim, *split)
+            shape = kernel if theirs.endswith("kernel") else (dim,) if "/out/" in theirs else split
+            expect(value.shape == shape, f"{file}: {prefix + theirs}", str(shape), value.shape)
+            value = value.reshape((dim, dim) if theirs.endswith("kernel") else dim)
+        found[ours] = to_torch(("kernel",), value) if theirs.endswith("kernel") else value
+    if "pos_embedding" in left:
+        positions = found["pos_embed"]
+        expect(positions.ndim == 3, f"{file}: {prefix}pos_embedding", "(1, positions, dim)", positions.shape)
+        found["pos_embed"] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))
+    for q in [name for name in found if ".attn.q." in name]:
+        parts = [found.pop(q.replace(".q.", f".{part}.")) for part in "qkv"]
+        found[q.replace(".q.", ".qkv.")] = np.concatenate(parts)
+    return found, count
+
+
+def _google_names(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """timm's name by Google's, for the depth and the format of `tensors`; q, k and v of the attention apart."""
+    blocks = {match[1] for match in map(re.compile(r"Transformer/encoderblock_(\d+)/").match, tensors) if match}
+    old = any("MlpBlock_3" in name for name in tensors)
+    numbers = {"attention": 1, "norm": 2, "mlp": 3} if old else {"attention": 0, "norm": 1, "mlp": 0}
+    positions = {"pos_embedding": "pos_embed"} if "pos_embedding" in tensors else GOOGLE_POSITIONS
+    head = GOOGLE_HEAD if set(GOOGLE_HEAD) & set(tensors) else {}
+    return {**GOOGLE, **positions, **head} | {
+        f"Transformer/encoderblock_{i}/{theirs.format(**numbers)}": f"blocks.{i}.{ours}"
+        for i in range(len(blocks))
+        for theirs, ours in GOOGLE_BLOCK.items()
+    }
 
 
 def _unstacked(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """Blocks of big_vision's ``scan``, which have a leading axis, one by one; other collections are passed over."""
-    apart, start = {}, f"{prefix}Transformer/encoderblock/"
+    apart: dict[str, np.ndarray] = {}
+    start = f"{prefix}Transformer/encoderblock/"
     for name, value in tensors.items():
-        if not name.startswith(prefix):
-            continue
-        if name.startswith(start):
-            rows = enumerate(value) if value.ndim else ()
-            apart |= {f"{prefix}Transformer/encoderblock_{i}/{name.removeprefix(start)}": row for i, row in rows}
-        else:
+        if name.startswith(start) and value.ndim:
+            blocks = enumerate(value)
+            apart |= {f"{prefix}Transformer/encoderblock_{i}/{name.removeprefix(start)}": row for i, row in blocks}
+        elif name.startswith(prefix):
             apart[name] = value
     return apart

@@ -60,7 +60,8 @@ class Preprocessing(NamedTuple):
         image = np.stack([np.asarray(plane.resize(resized[::-1], how)) for plane in planes], -1)
         top, left = (round((have - want) / 2) for have, want in zip(resized, self.size, strict=True))
         image = image[top : top + self.size[0], left : left + self.size[1]].astype(np.float32)
-        return (image / np.float32(255) - np.float32([[self.mean]])) / np.float32([[self.std]])
+        mean, std = (np.asarray(values, np.float32).reshape(1, 1, -1) for values in (self.mean, self.std))
+        return (image / np.float32(255) - mean) / std
 
     def resized(self, size: int | tuple[int, int]) -> "Preprocessing":
         """The same for another size, one side or (height, width). Raises ValueError unless they are positive."""
@@ -73,10 +74,11 @@ class Preprocessing(NamedTuple):
         """The same for another number of channels: the means over the channels for one, else repeated in order."""
         if channels == len(self.mean):
             return self
+        statistics = (self.mean, self.std)
         if channels == 1:
-            mean, std = ((float(np.mean(values)),) for values in (self.mean, self.std))
+            mean, std = (tuple([float(np.mean(values))]) for values in statistics)
         else:
-            mean, std = (tuple(values[i % len(values)] for i in range(channels)) for values in (self.mean, self.std))
+            mean, std = (tuple([values[i % len(values)] for i in range(channels)]) for values in statistics)
         return self._replace(mean=mean, std=std)
 
 

@@ -17,8 +17,9 @@ IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224
 TORCHVISION = IMAGENET._replace(interpolation="bilinear")
 VIT = Preprocessing((0.5,) * 3, (0.5,) * 3, (224, 224), 0.9, "bicubic")
 TF_LITE = Preprocessing((0.5,) * 3, (0.5,) * 3, (224, 224), 0.875, "bicubic")
-LITE = Preprocessing((127 / 255,) * 3, (128 / 255,) * 3, (224, 224), 0.875, "bicubic")
-"""``(x - 127) / 128``, as TensorFlow's Lite models were trained; Tan's evaluation keeps 224 of 256 pixels, bicubic."""
+LITE = Preprocessing((127 / 255,) * 3, (128 / 255,) * 3, (224, 224), 1.0, "bicubic")
+"""``(x - 127) / 128``, as TensorFlow's Lite models were trained, of the centre square. The package says nothing of the
+crop; TensorFlow's evaluation keeps 0.875."""
 
 
 class Architecture(NamedTuple):
@@ -38,9 +39,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "efficientnet_lite0": Architecture("efficientnet_lite0", {"padding": "symmetric", "norm": BatchNorm}, IMAGENET),
     "tf_efficientnet_lite0": Architecture("efficientnet_lite0", {}, TF_LITE),
 }
-"""The architectures by timm's names, with the preprocessing of timm's first weights of each (torchvision's for ResNets).
+"""The architectures by timm's names, with the preprocessing of weights of timm's: torchvision's ``tv_in1k`` of ResNets,
+``augreg_in21k_ft_in1k`` of ViTs, ``ra_in1k`` and ``in1k`` of EfficientNets; other weights may have another.
 
-timm's ``efficientnet_lite0`` pads symmetrically; the original, our model of that name, is its ``tf_efficientnet_lite0``.
+timm's ``efficientnet_lite0`` pads symmetrically; our model of that name, the original, is its
+``tf_efficientnet_lite0``.
 """
 
 PACKAGE = {
@@ -129,8 +132,7 @@ def _from_hint(choices: list[str], hint: str, file: str) -> str:
 
 
 def _google(tensors: Mapping[str, np.ndarray], file: str) -> Weights:
-    (heads, *_) = [value.shape[-2] for name, value in tensors.items() if name.endswith("query/kernel")] or [0]
-    found = google_to_timm(tensors, file)
+    found, heads = google_to_timm(tensors, file)
     options = {"gelu": "tanh", "num_heads": heads}
     return Weights(found, "timm", "google", _vit(found, file, options))
 

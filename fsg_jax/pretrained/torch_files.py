@@ -7,6 +7,7 @@ name, those of a state dict are known here, as functions of our own; any other n
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -67,13 +68,15 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
 class _Unpickler(pickle.Unpickler):
     """Knows what a state dict is made of and nothing else."""
 
+    found: dict[str, Storage]
+
     def find_class(self, module: str, name: str) -> Any:
         # New functions for every call: a pickle can set attributes on what it gets.
-        known = {
+        known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): lambda *items: OrderedDict(*items),
             ("torch._utils", "_rebuild_tensor_v2"): lambda *parts: _tensor(*parts),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-            ("torch", "Size"): lambda sizes=(): tuple(sizes),
+            ("torch", "Size"): lambda *sizes: tuple(*sizes),
         }
         if module == "torch" and name in STORAGES:
             return name
@@ -86,7 +89,10 @@ class _Unpickler(pickle.Unpickler):
         whole = isinstance(size, int) and not isinstance(size, bool) and size >= 0
         if pid[0] != "storage" or kind not in STORAGES or not isinstance(key, str) or not whole or any(view):
             raise pickle.UnpicklingError("a reference to something else than a storage")
-        return Storage(kind, key, size)
+        storage = Storage(kind, key, size)
+        if self.found.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"two storages {key!r}")
+        return storage
 
 
 def read_torch(data: bytes, name: str) -> dict[str, np.ndarray]:
@@ -145,18 +151,14 @@ def _read_legacy(data: bytes) -> tuple[Any, Mapping[str, memoryview | bytes]]:
 
 
 def _load(stream: io.BytesIO, found: dict[str, Storage] | None = None) -> Any:
+    """The value of a pickle that begins where `stream` is; the storages that it refers to are noted in `found`."""
+    start = stream.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name.endswith("PUT") and (argument or 0) > count:  # memory for so many would be taken
+            raise pickle.UnpicklingError(f"{opcode.name} {argument}")
+    stream.seek(start)
     unpickler = _Unpickler(stream, encoding="utf-8")
-    if found is not None:
-        load = unpickler.persistent_load
-
-        class Watching(_Unpickler):
-            def persistent_load(self, pid: Any) -> Storage:
-                storage = load(pid)
-                if found.setdefault(storage.key, storage) != storage:
-                    raise pickle.UnpicklingError(f"two storages {storage.key!r}")
-                return storage
-
-        unpickler = Watching(stream, encoding="utf-8")
+    unpickler.found = {} if found is None else found
     return unpickler.load()
 
 

@@ -1,4 +1,4 @@
-"""Weights of a file as NumPy arrays by name, by whatever it was written: safetensors, PyTorch or NumPy; none is trusted."""
+"""Weights of a file as NumPy arrays by name: safetensors, PyTorch, NumPy. No file is trusted."""
 
 import io
 import math
@@ -28,14 +28,14 @@ DTYPES = {
 
 
 def read_safetensors(data: bytes, name: str) -> dict[str, np.ndarray]:
-    """Arrays of a ``.safetensors`` file; needs the ``pretrained`` extra.
+    """Arrays of a ``.safetensors`` file, sorted by name; needs the ``pretrained`` extra.
 
     Raises:
       ValueError: the header is cut short, or says what the file is not.
     """
     library = import_extra("safetensors", "pretrained")
     try:
-        tensors = dict(library.deserialize(data))
+        tensors = dict(sorted(library.deserialize(data), key=lambda item: item[0]))
     except Exception as error:
         raise ValueError(f"{name}: expected a whole safetensors file, found {str(error).splitlines()[0]}") from error
     other = [f"{key}: {tensor['dtype']}" for key, tensor in tensors.items() if tensor["dtype"] not in DTYPES]
@@ -90,7 +90,7 @@ READERS: dict[str, Callable[[bytes, str], dict[str, np.ndarray]]] = {
 
 
 def read_weights(path: str | os.PathLike, data: bytes | None = None) -> dict[str, np.ndarray]:
-    """Arrays by name, in the order and with the dtypes of the file; see `READERS`.
+    """Arrays by name, with the dtypes of the file; see `READERS`.
 
     Args:
       path: the file; the end of its name decides how it is read.
