@@ -222,6 +222,20 @@ def test_grey_images_have_the_response_of_colour_images_of_equal_channels(tmp_pa
     np.testing.assert_allclose(found, colour.model.apply(colour.variables, jnp.repeat(x, 3, -1)), rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_classes": -1}, "num_classes: expected an integer >= 0, found -1"),
+        ({"in_channels": 0}, "in_channels: expected an integer >= 1, found 0"),
+        ({"image_size": 0}, "image_size: expected an integer >= 1, found 0"),
+        ({"gate": fsg.Gate()}, "gate: expected None or a factory"),
+    ],
+)
+def test_impossible_arguments(tmp_path, options, match):
+    with pytest.raises(ValueError, match=match):
+        fsg.load_pretrained(saved(tmp_path, resnet()), **options)
+
+
 def test_weights_train_on(tmp_path):
     pretrained = fsg.load_pretrained(saved(tmp_path, resnet()), num_classes=4, gate=fsg.Gate)
     import optax
@@ -337,6 +351,23 @@ def test_a_repository_at_a_pinned_revision(tmp_path, monkeypatch):
 def test_unpinned_files_of_repositories_are_refused(spec):
     with pytest.raises(ValueError, match=r"expected (hf:OWNER/REPOSITORY@REVISION|the name of a file inside)"):
         fsg.load_pretrained(spec)
+
+
+def test_a_folder_of_a_repository(tmp_path, monkeypatch):
+    """Its config.json is compared with the digest of the text, its weights with that of config.json."""
+    model = fsg.create_model("resnet18", num_classes=2, stage_sizes=(1,), width=8)
+    variables = jax.tree.map(jnp.asarray, timm_weights.fill(model, jnp.zeros((1, 8, 8, 3))))
+    fsg.save_pretrained(tmp_path, model, variables)
+    sha256 = hub.hashlib.sha256((tmp_path / "config.json").read_bytes()).hexdigest()
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda file: asked.append(file.file) or tmp_path / Path(file.file).name)
+    found = fsg.load_pretrained(f"hf:me/mine@{'b' * 40}/small/config.json#sha256={sha256}")
+    assert asked == ["small/config.json", "small/model.safetensors"]
+    assert found.model == model
+    assert not differences(found.variables, variables)
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"model.safetensors: expected sha256"):
+        fsg.load_pretrained(f"hf:me/mine@{'b' * 40}/small/config.json#sha256={sha256}")
 
 
 def test_an_unreachable_repository_is_one_line(monkeypatch):

@@ -15,7 +15,19 @@ import fsg_jax as fsg
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
-HEAVY = ("grain", "tensorflow", "tensorflow_datasets", "matplotlib", "torch", "tqdm", "pooch", "PIL", "sklearn")
+HEAVY = (
+    "grain",
+    "tensorflow",
+    "tensorflow_datasets",
+    "matplotlib",
+    "torch",
+    "tqdm",
+    "pooch",
+    "PIL",
+    "sklearn",
+    "safetensors",
+    "huggingface_hub",
+)
 
 
 @pytest.mark.slow

@@ -102,7 +102,9 @@ def fit(
         model = model.clone(gate=gate)
     elif gate is not None:
         same = to_json(gate, "gate") == to_json(model.gate, "gate")
-        expect(same, "gate", f"None, for {name} has gates of its own (fold them first: fold_gates)", gate)
+        expect(
+            same, "gate", f"None, for {name} has gates or fixed scales of its own (fold gates first: fold_gates)", gate
+        )
     if in_channels is not None:
         stem = next(path for part in STEMS if (path := ("params", *part, "kernel")) in flat)
         flat[stem] = adapt_stem(np.asarray(flat[stem]), in_channels)
