@@ -44,6 +44,15 @@ def test_values_and_gradients_are_those_of_jax(batch, size, kernel, strides, pad
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("shape", [(0, 5, 5, 3), (2, 2, 5, 3)])
+def test_no_pixels_have_gradients_of_0(shape, groups):
+    x, w = jnp.ones(shape), jnp.ones((3, 3, 3 // groups, 3))
+    y, *gradients = value_and_gradients(OURS, x, w, (1, 1), "VALID", feature_group_count=groups)
+    assert y.size == 0
+    jax.tree.map(np.testing.assert_array_equal, gradients, [jnp.zeros_like(x), jnp.zeros_like(w)])
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_depthwise_sums_are_of_float32(dtype):
     """Every result is the one of float32, rounded once."""

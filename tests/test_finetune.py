@@ -1,4 +1,4 @@
-"""Experiments that start from pretrained weights: what comes from the file, how images are prepared, what is wrong."""
+"""Experiments that start from pretrained weights: what comes from the file, how images are prepared, refusals."""
 
 import json
 from dataclasses import replace

@@ -27,7 +27,7 @@ def shrunk(name: str, folder: Path) -> Experiment:
     if isinstance(experiment.model, ViT):
         experiment = change(experiment, model={"depth": 1, "patch_size": 16})
     elif isinstance(experiment.model, EfficientNet):
-        experiment = change(experiment, model={"pretrained": None}, data={"image_size": None})
+        experiment = change(experiment, model={"pretrained": None}, data={"image_size": None, "num_train": None})
     else:
         experiment = change(experiment, model={"width": 4})
     experiment = change(experiment, train={"epochs": 2}, optimizer={"warmup_epochs": 0.5})

@@ -11,7 +11,8 @@ CPU cores. The arms differ in the gates alone. Their logits start by Xavier's ru
 0.5, or in the arms ``_open`` at 4, so that the network starts nearly as it was pretrained. In ``fsg`` and ``fsg_open``
 the optimizer of the weights moves the gates; in the others Adam at 1e-2 does, as in the paper.
 
-The peak learning rate was chosen on the validation split (see results), not on the test split.
+The peak learning rate is the best of three on the validation split, for one seed of ``baseline`` (accuracy 21, 33 and
+26 % at 5e-4, 1.5e-3 and 4e-3; ``fsg`` 21 and 34 % at the first two). Nothing else was tuned.
 """
 
 from experiments.config import AddedArm, Data, EfficientNet, Experiment, Gate, Optimizer, Train
@@ -21,7 +22,7 @@ CONFIG = Experiment(
     data=Data(validation=1000, num_train=3000, image_size=64, augment=("crop", "flip")),
     model=EfficientNet(name="efficientnet_lite0", pretrained="efficientnet_lite0"),
     gate=Gate(learning_rate=1e-2),
-    optimizer=Optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.01, warmup_epochs=0.2),
+    optimizer=Optimizer(name="adamw", learning_rate=1.5e-3, weight_decay=0.01, warmup_epochs=0.2),
     train=Train(epochs=2, batch_size=64),
     added_arms=(
         AddedArm("fsg_open", (("arm.gate", "static"), ("gate.init", "open"))),

@@ -39,6 +39,9 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Any, padding: A
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     strides, padding = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
+    spare = [n + sum(pair) - k for n, k, pair in zip(lhs.shape[1:3], rhs.shape[:2], padding, strict=True)]
+    if min(spare) < 0 or lhs.size == 0:  # no pixels come out
+        return lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
     if depthwise:
         return convolve_depthwise(lhs, rhs, strides, padding)
     if rhs.shape[:2] == strides == (1, 1) and padding == ((0, 0), (0, 0)):
