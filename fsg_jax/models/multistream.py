@@ -132,10 +132,10 @@ class MultiStream(nn.Module):
         y = nn.Dropout(self.dropout, name="drop")(y, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(y) if self.num_classes else y
 
-    def _backbone(self, name: str, **kwargs: Any) -> Any:
+    def _backbone(self, name: str | None, **kwargs: Any) -> Any:
         """The backbone of a stream; with ``parent=None`` one by itself."""
         options = {**DEFAULTS.get(self.backbone, {}), **self.backbone_options, "name": name, **kwargs}
-        options["widths"] = widths_below(self.widths, name)
+        options["widths"] = widths_below(self.widths, name or "")
         make = BACKBONES[self.backbone]
         return make(num_classes=0, gate=self.gate, dtype=self.dtype, remat=self.remat, **options)
 
