@@ -25,7 +25,9 @@ def run_table(records: list[Record]) -> Table:
     """Commit, command, versions, hardware, start times, data sizes; run counts where values differ."""
     facts = [record["facts"] for record in records]
     names = dict.fromkeys(["commit", "dirty", "command", *(name for found in facts for name in found)])
-    rows = [(name.replace("_", " "), _distinct(facts, name)) for name in names if name not in (*_TIMES, "started", "sha256")]
+    rows = [
+        (name.replace("_", " "), _distinct(facts, name)) for name in names if name not in (*_TIMES, "started", "sha256")
+    ]
     started = sorted(str(found["started"]) for found in facts if found.get("started"))
     rows.append(("first and last start", " .. ".join(dict.fromkeys(started[:1] + started[-1:])) or _NOT_RECORDED))
     rows += [(title, _distinct(records, name)) for name, title in _EXAMPLES.items() if any(name in r for r in records)]
