@@ -268,3 +268,20 @@ def test_costs_of_resnet18_are_the_published_ones():
     assert total(costs) == Cost(11_220_132, total(costs).flops)
     assert total(costs).flops == pytest.approx(966e6, rel=0.002)
     assert costs["layer1_0/conv1"] == Cost(9 * 64 * 64, 2 * (32 * 3 - 2) ** 2 * 64 * 64)
+
+
+def test_smaller_and_folded_models_are_saved_and_loaded(tmp_path):
+    x = inputs("resnet34")
+    model, weights = hidden("resnet34")
+    pruned = fsg.prune(model, weights, x, budget={"flops": 0.8}, **SMALL)
+    gate = partial(fsg.Gate, kind="relu")
+    block = {"gate_placement": "block"}
+    closed = random_gates(variables("resnet34", gate, **block), 1)
+    folded = fsg.fold_gates(reduced("resnet34", gate, **block), closed)
+    assert folded[0].gate is not None  # fixed scales are left
+    for name, (one, its) in {"pruned": pruned[:2], "folded": folded}.items():
+        fsg.save_pretrained(tmp_path / name, one, its)
+        again = fsg.load_pretrained(tmp_path / name)
+        jax.tree.map(np.testing.assert_array_equal, again.variables, its)
+        np.testing.assert_array_equal(again.model.apply(again.variables, x), one.apply(its, x))
+        assert again.model.widths == one.widths
