@@ -17,7 +17,7 @@ from experiments.errors import UserError, run_main
 from experiments.run_folder import writing_to
 from fsg_jax._checks import expect
 from fsg_jax.data.extras import import_extra
-from fsg_jax.pretrained.export import export_onnx, export_stablehlo
+from fsg_jax.pretrained.artifacts import export_onnx, export_stablehlo
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import sources, xla_flags
 from experiments.errors import NotFiniteError, UserError, run_main
-from experiments.images import Found, Unreadable, batches, decode, find_images
+from experiments.image_files import Found, Unreadable, batches, decode, find_images
 from experiments.inspect import as_csv
 from experiments.run_folder import writing_to
 from fsg_jax._checks import check_integer, expect
 from fsg_jax._files import write_json, write_text
 from fsg_jax.linen.forward import Forward, find_flag
-from fsg_jax.pretrained.export import FORMATS, load_artifact
+from fsg_jax.pretrained.artifacts import FORMATS, load_artifact
 from fsg_jax.pretrained.preprocessing import Preprocessing, from_json
 
 INCOMPLETE = 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reduced
 
-from fsg_jax.pretrained.export import export_onnx, export_stablehlo, load_artifact
+from fsg_jax.pretrained.artifacts import export_onnx, export_stablehlo, load_artifact
 
 CASES = {
     "resnet18": {},  # the stem for small images

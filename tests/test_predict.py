@@ -14,9 +14,9 @@ from PIL import Image
 
 from experiments import predict as command
 from experiments.errors import run_main
-from experiments.images import decode, find_images
+from experiments.image_files import decode, find_images
 from experiments.predict import Args, Network, load_network, predict
-from fsg_jax.pretrained.export import export_stablehlo
+from fsg_jax.pretrained.artifacts import export_stablehlo
 from fsg_jax.pretrained.preprocessing import Preprocessing
 
 PLAIN = Preprocessing((0.0,) * 3, (1.0,) * 3, (8, 8), 1.0, "bilinear")

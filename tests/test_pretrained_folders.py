@@ -13,7 +13,7 @@ from reduced import REDUCED, reduced, variables
 
 import fsg_jax as fsg
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
-from fsg_jax.pretrained.config import from_json, model_from_json, model_to_json, to_json
+from fsg_jax.pretrained.model_json import from_json, model_from_json, model_to_json, to_json
 
 pytest.importorskip("safetensors")
 

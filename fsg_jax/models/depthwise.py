@@ -1,6 +1,6 @@
 """The depthwise convolution as a sum of shifted products, for XLA's CPU backend, which has no fast kernel for it.
 
-With it an EfficientNet-Lite0 trains on 159 images a second at 64 pixels (batch 64, float32, two cores of an Intel Xeon),
+With it an EfficientNet-Lite0 trains on 159 images a second at 64 pixels (batch 64, float32, two Xeon cores),
 with `jax.lax.conv_general_dilated` on 23.
 """
 

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fsg_jax._checks import check_integer, expect
 from fsg_jax.models.multistream import MultiStream, get_channels
 from fsg_jax.pretrained.adapt import adapt_stem, resize_positions, square
-from fsg_jax.pretrained.config import to_json
+from fsg_jax.pretrained.model_json import to_json
 from fsg_jax.pretrained.names import Path
 from fsg_jax.pretrained.preprocessing import Preprocessing
 from fsg_jax.typing import Key

@@ -14,10 +14,10 @@ from fsg_jax._checks import expect, look_up
 from fsg_jax._files import local, read_bytes
 from fsg_jax.models.registry import create_model
 from fsg_jax.pretrained import hub
+from fsg_jax.pretrained.architectures import ARCHITECTURES, Weights, recognise
 from fsg_jax.pretrained.fit import Pretrained, check_fit, example, fit, shapes_of
 from fsg_jax.pretrained.names import to_flax, torch_names, torch_shape
 from fsg_jax.pretrained.save import CONFIG, read_saved
-from fsg_jax.pretrained.sources import ARCHITECTURES, Weights, recognise
 from fsg_jax.pretrained.weight_files import LARGEST_FILE, READERS, read_weights
 from fsg_jax.typing import Key
 

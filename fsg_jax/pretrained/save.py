@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fsg_jax._checks import expect
 from fsg_jax._files import TEMPORARY, local, parse_json, read_bytes, replacing, write_json, write_text
 from fsg_jax.data.extras import import_extra
-from fsg_jax.pretrained.config import model_from_json, model_to_json
 from fsg_jax.pretrained.fit import Pretrained, check_fit, example, shapes_of
 from fsg_jax.pretrained.hub import check_name, check_sha256
+from fsg_jax.pretrained.model_json import model_from_json, model_to_json
 from fsg_jax.pretrained.preprocessing import Preprocessing, from_json
 from fsg_jax.pretrained.weight_files import LARGEST_FILE, check_finite, read_weights
 from fsg_jax.typing import GATES, Variables
