@@ -37,6 +37,16 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}{hint}")
 
 
+def check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str, expected: str) -> None:
+    """Raises ValueError that lists every path that is missing, extra, or of another shape."""
+    lines = [
+        f"{path}: expected {wanted.get(path, 'none (extra)')}, found {found.get(path, 'none (missing)')}"
+        for path in sorted(wanted.keys() | found.keys())
+        if wanted.get(path) != found.get(path)
+    ]
+    expect(not lines, name, expected, f"{len(lines)} others: {'; '.join(lines)}")
+
+
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raises ValueError unless `value` is an integer from `low` to `high`; a bool is none."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)

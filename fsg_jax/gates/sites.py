@@ -22,8 +22,8 @@ from fsg_jax._checks import expect
 from fsg_jax.gates.gate import along_axis
 from fsg_jax.typing import Variables
 
-OUT = {"kernel": -1, "bias": -1, "scale": -1, "gamma": -1}
-"""Axis of the output channels of the leaves that a factor of these channels multiplies."""
+OUT = ("kernel", "bias", "scale", "gamma")
+"""The leaves that a factor of the output channels multiplies, on their last axis."""
 
 
 class Use(NamedTuple):
@@ -145,8 +145,8 @@ def scale(flat: dict[str, Any], uses: Iterable[Use], factor: Float[Array, " chan
     """Multiplies the weights of `uses` by the factors of their channels, in place of the old leaves in `flat`."""
     for use in uses:
         where = use.indices(np.arange(factor.shape[0]))
-        for leaf, axis in OUT.items() if use.side == "out" else (("kernel", -2),):
-            path = f"params/{use.module}/{leaf}"
+        for leaf in OUT if use.side == "out" else ("kernel",):
+            path, axis = f"params/{use.module}/{leaf}", -1 if use.side == "out" else -2
             if path in flat:
                 old = jnp.asarray(flat[path])
                 if use.side == "in" and old.ndim > 2 and old.shape[-2] == 1 != factor.shape[0]:  # depthwise

@@ -44,8 +44,8 @@ def layer_costs(model: nn.Module, variables: Variables, inputs: Any) -> dict[str
     Products of matrices and convolutions count two operations for each product of two numbers, reductions one for each
     number that goes in and all else one for each number that comes out. Taps of a convolution that fall on its padding
     count nothing, as in XLA's own cost analysis; tables of published models count them (ResNet-18 at 32 pixels: 1.11
-    instead of 0.97 billion). Parameters are those of ``"params"`` and ``"gates"``. The sum over layers is the whole
-    model.
+    instead of 0.97 billion). A loop of unknown length counts once, of branches the last. Parameters are those of
+    ``"params"`` and ``"gates"``. The sum over layers is the whole model.
 
     Args:
       model: called as ``model(inputs)``.

@@ -12,7 +12,7 @@ from flax.core import unfreeze
 from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fsg_jax._checks import expect
+from fsg_jax._checks import check_shapes, expect
 from fsg_jax.gates.functions import Kind
 from fsg_jax.linen.forward import Forward, ModeArguments, Watch, find_flag
 from fsg_jax.linen.gate_kinds import find_gate_kinds
@@ -135,9 +135,4 @@ def _check_fit(values: dict[str, PyTree], shapes: dict[str, PyTree]) -> None:
     found, wanted = (
         dict(zip(paths_of(tree), map(jnp.shape, jax.tree.leaves(tree)), strict=True)) for tree in (values, shapes)
     )
-    lines = [
-        f"{path}: expected {wanted.get(path, 'none (extra)')}, found {found.get(path, 'none (missing)')}"
-        for path in sorted(wanted | found)
-        if wanted.get(path) != found.get(path)
-    ]
-    expect(not lines, "variables", "those of the model", f"{len(lines)} others: {'; '.join(lines)}")
+    check_shapes(found, wanted, "variables", "those of the model")

@@ -1,8 +1,4 @@
-"""The depthwise convolution as a sum of shifted products, for XLA's CPU backend, which has no fast kernel for it.
-
-With it an EfficientNet-Lite0 trains on 159 images a second at 64 pixels (batch 64, float32, two Xeon cores),
-with `jax.lax.conv_general_dilated` on 23.
-"""
+"""The depthwise convolution as a sum of shifted products, for XLA's CPU backend, which has no fast kernel for it."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -59,18 +59,6 @@ def shapes_of(model: nn.Module, x: Any) -> dict[Path, Any]:
     return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), x))
 
 
-def check_fit(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], name: str, what: str
-) -> None:
-    """Raises ValueError that lists every name that is missing, extra, or of another shape."""
-    lines = [
-        f"{key}: expected {wanted.get(key, 'none (extra)')}, found {found.get(key, 'none (missing)')}"
-        for key in sorted(wanted.keys() | found.keys())
-        if wanted.get(key) != found.get(key)
-    ]
-    expect(not lines, name, f"the tensors of {what}", f"{len(lines)} others: {'; '.join(lines)}")
-
-
 def fit(
     loaded: Pretrained,
     *,

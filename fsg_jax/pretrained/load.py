@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from fsg_jax._checks import expect, look_up
+from fsg_jax._checks import check_shapes, expect, look_up
 from fsg_jax._files import local, read_bytes
 from fsg_jax.models.registry import create_model
 from fsg_jax.pretrained import hub
 from fsg_jax.pretrained.architectures import ARCHITECTURES, Weights, recognise
-from fsg_jax.pretrained.fit import Pretrained, check_fit, example, fit, shapes_of
+from fsg_jax.pretrained.fit import Pretrained, example, fit, shapes_of
 from fsg_jax.pretrained.names import to_flax, torch_names, torch_shape
 from fsg_jax.pretrained.save import CONFIG, read_saved
 from fsg_jax.pretrained.weight_files import LARGEST_FILE, READERS, read_weights
@@ -158,7 +158,7 @@ def _in_place(weights: Weights, name: str) -> Pretrained:
     wanted = {names[path]: torch_shape(path, leaf.shape) for path, leaf in shapes.items()}
     # A dense layer may be a 1x1 convolution there.
     found = {k: v.shape[: len(wanted[k])] if _is_dense(v, wanted.get(k, ())) else v.shape for k, v in tensors.items()}
-    check_fit(found, wanted, name, f"{row.model} with {classes} classes")
+    check_shapes(found, wanted, name, f"the tensors of {row.model} with {classes} classes")
     flat = {p: to_flax(p, tensors[key].reshape(wanted[key]).astype(np.float32)) for p, key in names.items()}
     return Pretrained(model, unflatten_dict(flat), row.preprocessing)
 

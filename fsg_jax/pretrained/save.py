@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fsg_jax._checks import expect
+from fsg_jax._checks import check_shapes, expect
 from fsg_jax._files import TEMPORARY, local, parse_json, read_bytes, replacing, write_json, write_text
 from fsg_jax.data.extras import import_extra
-from fsg_jax.pretrained.fit import Pretrained, check_fit, example, shapes_of
+from fsg_jax.pretrained.fit import Pretrained, example, shapes_of
 from fsg_jax.pretrained.hub import check_name, check_sha256
 from fsg_jax.pretrained.model_json import model_from_json, model_to_json
 from fsg_jax.pretrained.preprocessing import Preprocessing, from_json
@@ -91,7 +91,8 @@ def _checked(preprocessing: Preprocessing) -> dict[str, Any]:
 def _check(model: nn.Module, flat: Mapping[tuple[str, ...], Any], name: str) -> None:
     params = unflatten_dict(flat).get("params", {})
     wanted = {"/".join(path): leaf.shape for path, leaf in shapes_of(model, example(model, params)).items()}
-    check_fit({"/".join(path): np.shape(leaf) for path, leaf in flat.items()}, wanted, name, type(model).__name__)
+    found = {"/".join(path): np.shape(leaf) for path, leaf in flat.items()}
+    check_shapes(found, wanted, name, f"the tensors of {type(model).__name__}")
 
 
 def read_saved(config: bytes, find: Callable[[str], Path], name: str) -> tuple[Pretrained, str]:
