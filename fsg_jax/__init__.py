@@ -16,6 +16,7 @@ from fsg_jax.gates.select import harden, selected
 from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.linen.init_state import init_state
 from fsg_jax.models import create_model, list_models
+from fsg_jax.models.experts import ExpertHead, expert_head
 from fsg_jax.pretrained import Preprocessing, Pretrained, load_pretrained, save_pretrained
 from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, routed
 from fsg_jax.training import losses, metrics, sharding
@@ -23,6 +24,7 @@ from fsg_jax.training.checkpoint import Checkpointer, CheckpointError
 from fsg_jax.training.evaluate import EvalStep, evaluate, make_eval_step
 from fsg_jax.training.state import TrainState
 from fsg_jax.training.step import TrainStep, make_train_step
+from fsg_jax.training.task_losses import make_task_loss, where_present
 from fsg_jax.typing import GATES
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ __all__ = [
     "Checkpointer",
     "EfficientChannelAttention",
     "EvalStep",
+    "ExpertHead",
     "Gate",
     "Preprocessing",
     "Pretrained",
@@ -55,6 +58,7 @@ __all__ = [
     "create_model",
     "endoscopy",
     "evaluate",
+    "expert_head",
     "fold_gates",
     "gate_penalty",
     "gate_summary",
@@ -66,6 +70,7 @@ __all__ = [
     "load_pretrained",
     "losses",
     "make_eval_step",
+    "make_task_loss",
     "make_train_step",
     "mask_gates",
     "metrics",
@@ -78,4 +83,5 @@ __all__ = [
     "sharding",
     "sizing",
     "squash",
+    "where_present",
 ]

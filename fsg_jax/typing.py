@@ -21,6 +21,9 @@ GATES = "gates"
 GATE_STEP = "gate_step"
 """Name of the collection in which gates with a schedule of the temperature keep the step."""
 
+LOG_VARIANCE = "log_variance"
+"""Key of outputs by task that holds the learned weights of the tasks."""
+
 PyTree: TypeAlias = Any
 Variables: TypeAlias = Mapping[str, PyTree]
 """Flax variables by collection, e.g. ``{"params": ..., "gates": ..., "batch_stats": ...}``."""
@@ -33,7 +36,7 @@ numbers weigh them."""
 Metrics: TypeAlias = dict[str, Any]
 
 Loss: TypeAlias = Callable[[Any, Batch], Any]
-"""``loss(outputs, batch)``: values (batch, ...), or ``(values, weights)``, or their mean, (); see
+"""``loss(outputs, batch)``: values (batch, ...), or ``(values, weights)``, or their mean, (), or a mapping of such; see
 `fsg_jax.routing.means`."""
 
 GateKinds: TypeAlias = tuple[tuple[str, Any], ...]

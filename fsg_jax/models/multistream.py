@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from fsg_jax._checks import check_integer, check_positive, check_rates
+from fsg_jax._checks import check_integer, check_positive, check_rates, expect
 from fsg_jax.gates.sites import Site, Use, widths_below
 from fsg_jax.models.arguments import check_arguments, check_factory, check_widths
 from fsg_jax.models.backbones import BACKBONES
@@ -45,6 +45,9 @@ class MultiStream(nn.Module):
         unless it says otherwise.
       dtype: of the computation of the backbones; the fusion and the head are float32.
       remat: recompute each block of the backbones in the backward pass.
+      head: factory, ``head(name="head")``, of a module called as ``module(features, train=train)`` in place of the
+        linear layer, such as a partial of `fsg_jax.ExpertHead` for several tasks; the outputs are then its own, and
+        `num_classes` is 0. Gates inside it are its own too, and `gate_sites` does not tell of them.
       widths: of single sites where they are not those of the architecture: ``{"gate_hidden": 100}`` and those of the
         backbones below their stream, ``{"rgb/layer1_0/gate1": 40}``.
 
@@ -62,6 +65,7 @@ class MultiStream(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     widths: Mapping[str, int] = FrozenDict()
+    head: ModuleDef | None = None
 
     @property
     def shared_prefix(self) -> bool:
@@ -75,6 +79,8 @@ class MultiStream(nn.Module):
         get_channels(self.streams)
         check_rates(dropout=self.dropout)
         check_factory("gate", self.gate)
+        check_factory("head", self.head)
+        expect(not (self.head and self.num_classes), "num_classes", "0 with a head of its own", self.num_classes)
         if own := sorted(set(OWN) & set(self.backbone_options)):
             raise ValueError(f"backbone_options: expected none of {', '.join(OWN)}, found {', '.join(own)}")
         check_arguments(BACKBONES, self.backbone, "backbone", self.backbone_options)
@@ -109,8 +115,8 @@ class MultiStream(nn.Module):
         return sites
 
     @nn.compact
-    def __call__(self, x: Mapping[str, Array], *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """Returns float32 outputs, or the features before the head if `num_classes` is 0.
+    def __call__(self, x: Mapping[str, Array], *, train: bool = False) -> Any:
+        """Returns float32 outputs (batch, `num_classes`), those of `head`, or the features before it if there is none.
 
         Args:
           x: an image (batch, height, width, channels) by stream, floating point and normalised, for exactly the
@@ -130,6 +136,8 @@ class MultiStream(nn.Module):
             y = nn.relu(nn.Dense(hidden, kernel_init=fan_in_uniform, name="fc1")(y))
             y = apply_gate(self.gate, y, name="gate_hidden", train=train)
         y = nn.Dropout(self.dropout, name="drop")(y, deterministic=not train)
+        if self.head is not None:
+            return self.head(name="head")(y, train=train)
         return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(y) if self.num_classes else y
 
     def _backbone(self, name: str | None, **kwargs: Any) -> Any:

@@ -16,11 +16,12 @@ import numpy as np
 
 from fsg_jax._checks import expect, look_up
 from fsg_jax.gates import channel_attention, gate
-from fsg_jax.models import efficientnet, layers, multistream, resnet, vit
+from fsg_jax.models import efficientnet, experts, layers, multistream, resnet, vit
 from fsg_jax.models.convolution import conv_general_dilated
 
 MODELS: dict[str, type[nn.Module]] = {
-    cls.__name__: cls for cls in (resnet.ResNet, efficientnet.EfficientNet, vit.ViT, multistream.MultiStream)
+    cls.__name__: cls
+    for cls in (resnet.ResNet, efficientnet.EfficientNet, vit.ViT, multistream.MultiStream, experts.ExpertHead)
 }
 """Classes of models that can be saved."""
 
@@ -31,7 +32,7 @@ def _modules_in(*modules: Any) -> dict[str, Any]:
 
 
 FACTORIES: dict[str, Callable[..., Any]] = {
-    **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit),
+    **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit, experts),
     **{cls.__name__: cls for cls in (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Conv)},
     **{function.__name__: function for function in (gate.xavier, gate.he, conv_general_dilated)},
 }

@@ -137,8 +137,9 @@ def _card(
     """The model card in Markdown; what the caller says comes last."""
     count = sum(leaf.size for path, leaf in flat.items() if path[0] == "params")
     gates = sum(leaf.size for path, leaf in flat.items() if path[0] == GATES)
-    facts: dict[str, Any] = {"architecture": type(model).__name__, "classes": model.num_classes, "parameters": count}
-    facts |= {"gates": gates}
+    facts: dict[str, Any] = {"architecture": type(model).__name__}
+    facts |= {name: getattr(model, name) for name in ("num_classes", "tasks") if hasattr(model, name)}
+    facts |= {"parameters": count, "gates": gates}
     if images is not None:
         facts |= {f"images: {field}": value for field, value in images._asdict().items()}
     if isinstance(card, Mapping):

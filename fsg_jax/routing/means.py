@@ -31,12 +31,13 @@ def as_means(loss: Any) -> list[Mean]:
     return [term if isinstance(term, Mean) else Mean(term, jnp.ones(())) for term in terms]
 
 
-def mean_of(name: str, function: Any, outputs: Any, batch: Any, size: int, *, whole: bool = True) -> Mean:
-    """The mean over a batch of what a loss or metric gives.
+def means_of(name: str, function: Any, outputs: Any, batch: Any, size: int, *, whole: bool = True) -> list[Mean]:
+    """The means over a batch of what a loss or metric gives; the loss or metric is the sum of their values.
 
-    That is values (size, ...), which are averaged over all other axes first; or ``(values, weights)`` with weights of
-    shape (size,), or of the first axes of the values, for ``sum(weights * values) / sum(weights)``; or a scalar.
-    ``batch["valid"]``, of shape (size,), if it is there, multiplies the weights.
+    It gives values (size, ...), which are averaged over all other axes first; or ``(values, weights)`` with weights of
+    shape (size,), or of the first axes of the values, for ``sum(weights * values) / sum(weights)``; or a scalar; or a
+    mapping of such to names, each with a mean of its own, as the losses of several tasks. ``batch["valid"]``, of shape
+    (size,), if it is there, multiplies the weights.
 
     Args:
       name: of the loss or metric.
@@ -47,9 +48,15 @@ def mean_of(name: str, function: Any, outputs: Any, batch: Any, size: int, *, wh
       whole: False if the batch is a part of one: then a scalar will not do.
 
     Raises:
-      ValueError: another shape; a scalar where rows are masked or the batch is cut.
+      ValueError: another shape; a scalar where rows are masked or the batch is cut; an empty mapping.
     """
     found, name = function(outputs, batch), f"{name} ({getattr(function, '__name__', type(function).__name__)})"
+    parts = {f"{name}[{key!r}]": one for key, one in found.items()} if isinstance(found, Mapping) else {name: found}
+    expect(parts, name, "a term or more", "none")
+    return [_mean(key, one, batch, size, whole) for key, one in parts.items()]
+
+
+def _mean(name: str, found: Any, batch: Any, size: int, whole: bool) -> Mean:
     values, weights = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     values, valid = at_least_float32(values), valid_rows(batch, size)
     if weights is None and values.ndim == 0 and valid is None and whole:
@@ -67,6 +74,11 @@ def mean_of(name: str, function: Any, outputs: Any, batch: Any, size: int, *, wh
     weights = _spread(weights, values) * (1 if valid is None else _spread(valid, values))
     # A value without weight may be NaN, e.g. that of a missing label.
     return Mean(jnp.sum(jnp.where(weights == 0, 0, weights * values)), jnp.sum(weights))
+
+
+def total(means: list[Mean]) -> Array:
+    """The sum of the values of means."""
+    return sum((mean.value() for mean in means[1:]), means[0].value())
 
 
 def _spread(weights: Array, values: Array) -> Array:

@@ -21,13 +21,13 @@ from jaxtyping import Array
 
 from fsg_jax._checks import check_integer, expect, look_up
 from fsg_jax.routing.labels import RoutedTransformation, as_routed
-from fsg_jax.routing.means import Mean, as_means, like
+from fsg_jax.routing.means import Mean, as_means, like, total
 from fsg_jax.typing import GATES, Batch, Key, PyTree
 
 LossFn: TypeAlias = Callable[[PyTree, PyTree, Batch, Key], tuple[Any, tuple[PyTree, dict[str, Any]]]]
 """``loss_fn(trainable, model_state, batch, key) -> (loss, (model_state, metrics))``, of pytrees of arrays.
 
-The loss and each metric is a scalar, or a `Mean`, or, the loss, a list of both, whose values are added."""
+The loss and each metric is a scalar, or a `Mean`, or a list of both, whose values are added."""
 
 
 class Pass(NamedTuple):
@@ -281,14 +281,14 @@ def gradient(one: Pass, labels: PyTree, point: Point, batch: Batch, key: Key, n:
         zeros = jax.tree.map(lambda k, leaf: jnp.zeros_like(leaf) if k in active else None, labels, point.trainable)
         (grads, value, model_state), metrics = jax.lax.scan(body, (zeros, jnp.zeros(()), point.model_state), xs)
         metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-    return grads, value, model_state, {name: mean.value() for name, mean in metrics.items()}
+    return grads, value, model_state, {name: total(means) for name, means in metrics.items()}
 
 
 def _call(loss_fn: LossFn, trainable: PyTree, model_state: PyTree, batch: Batch, key: Key) -> tuple[Any, Any, Any]:
-    """Terms of the loss, new model state, and metrics as `Mean`."""
+    """Terms of the loss, new model state, and terms of the metrics."""
     found: Any = loss_fn(trainable, model_state, batch, key)
     loss, (model_state, metrics) = found if type(found) is tuple else (found, (model_state, {}))
-    return as_means(loss), model_state, {name: as_means(value)[0] for name, value in metrics.items()}
+    return as_means(loss), model_state, {name: as_means(value) for name, value in metrics.items()}
 
 
 def _micro_batches(batch: Batch, n: int) -> Batch:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsg_jax._checks import expect
-from fsg_jax.routing.means import Mean, mean_of, valid_rows
+from fsg_jax.routing.means import Mean, means_of, total, valid_rows
 from fsg_jax.training.inputs import Inputs, batch_size, select
 from fsg_jax.training.state import TrainState, gather_leaves
 from fsg_jax.typing import Batch, Loss, Transform
@@ -18,18 +18,18 @@ class EvalStep(NamedTuple):
     """``step(state, batch) -> metrics``, or ``(metrics, captured)``; made by `make_eval_step`.
 
     Attributes:
-      sums: ``sums(state, batch) -> (means, count, captured)``, the metrics before they are divided, as
+      sums: ``sums(state, batch) -> (means, count, captured)``, the metrics before they are divided, lists of
         `fsg_jax.routing.means.Mean`, so that those of several batches can be added.
       capture: collections that are captured.
     """
 
-    sums: Callable[..., tuple[dict[str, Mean], Any, Any]]
+    sums: Callable[..., tuple[dict[str, list[Mean]], Any, Any]]
     capture: Sequence[str]
 
     def __call__(self, state: TrainState, batch: Batch) -> Any:
         """Metrics, the ``count`` of rows that are not masked, and the captured collections if any are asked for."""
         means, count, captured = self.sums(state, batch)
-        metrics = {name: mean.value() for name, mean in means.items()} | {"count": count}
+        metrics = {name: total(parts) for name, parts in means.items()} | {"count": count}
         return (metrics, captured) if self.capture else metrics
 
 
@@ -46,7 +46,7 @@ def make_eval_step(
 ) -> EvalStep:
     """``step(state, batch) -> metrics``: means over the rows that are not masked, and their ``count``.
 
-    `loss` and `metrics` give values or (values, weights), as for `fsg_jax.make_train_step`. ``batch["valid"]``,
+    `loss` and `metrics` give what they give for `fsg_jax.make_train_step`. ``batch["valid"]``,
     (batch,), marks or weighs the rows; without it all count. `evaluate` averages over batches.
 
     Args:
@@ -61,7 +61,7 @@ def make_eval_step(
     """
     functions = {"loss": loss, **(metrics or {})}
 
-    def sums(state: TrainState, batch: Batch) -> tuple[dict[str, Mean], Any, Any]:
+    def sums(state: TrainState, batch: Batch) -> tuple[dict[str, list[Mean]], Any, Any]:
         if ema and state.ema is None:
             raise ValueError("make_eval_step(ema=True) needs a state made with init_state(ema_decay=...)")
         variables = state.variables
@@ -74,7 +74,7 @@ def make_eval_step(
         outputs, captured = state.forward.evaluate(variables, arguments, capture)
         valid = valid_rows(batch, size)
         count = jnp.int32(size) if valid is None else jnp.sum(valid != 0)
-        return {k: mean_of(k, f, outputs, batch, size) for k, f in functions.items()}, count, captured
+        return {k: means_of(k, f, outputs, batch, size) for k, f in functions.items()}, count, captured
 
     return EvalStep(jax.jit(sums) if jit else sums, capture)
 
@@ -97,8 +97,14 @@ def evaluate(step: EvalStep | Callable[..., Any], state: TrainState, batches: It
         else:
             row = dict(jax.device_get(step(state, batch)))
             count = row.pop("count")
-            parts.append(({k: Mean(v * count, count) for k, v in row.items()}, count))
+            parts.append(({k: [Mean(v * count, count)] for k, v in row.items()}, count))
     count = sum(int(count) for _, count in parts)
     expect(count, "batches", "at least one example", f"{len(parts)} batches without any")
-    sums = {k: [sum(float(means[k][i]) for means, _ in parts) for i in (0, 1)] for k in parts[0][0]}
-    return {k: total / weight if weight else np.nan for k, (total, weight) in sums.items()} | {"count": count}
+    sums = {k: np.sum([np.asarray(means[k], np.float64) for means, _ in parts], 0) for k in parts[0][0]}
+    return {k: _sum(terms) for k, terms in sums.items()} | {"count": count}
+
+
+def _sum(terms: np.ndarray) -> float:
+    """The sum of ``total / weight`` over the terms that have a weight; NaN if none has."""
+    there = terms[terms[:, 1] != 0]
+    return float((there[:, 0] / there[:, 1]).sum()) if len(there) else np.nan

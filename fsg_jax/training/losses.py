@@ -65,32 +65,48 @@ def _cross_entropy(outputs: Array, batch: Batch, key: str) -> Float[Array, "*bat
     return jnp.where(bad, jnp.nan, values)
 
 
-def squared_error(outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
-    """Return (outputs - target)² with ``batch["target"]`` of shape (batch,) or (batch, 1).
+def squared_error(
+    outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch, *, key: str = "target"
+) -> Float[Array, " batch"]:
+    """Return (outputs - target)² with ``batch[key]`` of shape (batch,) or (batch, 1).
 
     Raises:
         ValueError: outputs or targets of another shape.
     """
-    return optax.losses.squared_error(*_flat_pair(outputs, batch))
+    return optax.losses.squared_error(*_flat_pair(outputs, batch, key))
 
 
-def smooth_l1(outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
+def smooth_l1(
+    outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch, *, key: str = "target"
+) -> Float[Array, " batch"]:
     """Return d² / 2 where |d| < 1, else |d| - 1/2, with d = outputs - target: Girshick (2015), equation 3.
 
     Args:
         outputs: predictions.
-        batch: with ``target``, (batch,) or (batch, 1).
+        batch: with the targets, (batch,) or (batch, 1).
+        key: of the targets.
 
     Raises:
         ValueError: outputs or targets of another shape.
     """
-    return optax.losses.huber_loss(*_flat_pair(outputs, batch), delta=1.0)
+    return optax.losses.huber_loss(*_flat_pair(outputs, batch, key), delta=1.0)
 
 
-def _flat_pair(outputs: Array, batch: Batch) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    targets = jnp.asarray(batch["target"])
+def binary_cross_entropy(
+    outputs: Float[Array, "batch 1"] | Float[Array, " batch"], batch: Batch, *, key: str = "label"
+) -> Float[Array, " batch"]:
+    """Return -y log σ(outputs) - (1 - y) log σ(-outputs), with y = ``batch[key]`` in [0, 1], (batch,) or (batch, 1).
+
+    Raises:
+        ValueError: outputs or labels of another shape.
+    """
+    return optax.losses.sigmoid_binary_cross_entropy(*_flat_pair(outputs, batch, key))
+
+
+def _flat_pair(outputs: Array, batch: Batch, key: str) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    targets = jnp.asarray(batch[key])
     count = outputs.shape[0]
-    for name, values in (("outputs", outputs), ("target", targets)):
+    for name, values in (("outputs", outputs), (key, targets)):
         if values.shape not in ((count,), (count, 1)):
             raise ValueError(f"{name}: expected shape ({count},) or ({count}, 1), found {values.shape}")
     return _widen(outputs).reshape(-1), _widen(targets).reshape(-1)

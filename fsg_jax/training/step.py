@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fsg_jax.gates.summary import gate_values, summarise
-from fsg_jax.routing.means import like, mean_of
+from fsg_jax.routing.means import like, means_of
 from fsg_jax.routing.modes import Pass, gate_pass, routed_update
 from fsg_jax.routing.shared_prefix import share_prefix
 from fsg_jax.training.inputs import Inputs, batch_size, select
@@ -44,8 +44,9 @@ def make_train_step(
 
     A loss or metric gives one value per example, (batch, ...), of which the mean over all axes is taken; or
     ``(values, weights)``, for ``sum(weights * values) / sum(weights)`` over the whole batch, into however many parts or
-    devices it is cut; or, where nothing is masked or cut, their mean, a scalar. ``batch["valid"]``, (batch,), where it
-    is there, multiplies the weights of all of them. It does not keep padding out of BatchNorm's statistics.
+    devices it is cut; or, where nothing is masked or cut, their mean, a scalar; or a mapping of such to names, for the
+    sum of their means, each over its own weights, as in `fsg_jax.make_task_loss`. ``batch["valid"]``, (batch,),
+    where it is there, multiplies the weights of all of them. It does not keep padding out of BatchNorm's statistics.
 
     Args:
       loss: ``loss(outputs, batch)``.
@@ -112,9 +113,9 @@ def make_train_step(
             arguments = select(inputs, batch)
             outputs, model_state = apply(trainable, arguments, model_state, key)
             functions, size = {"loss": loss, **(metrics or {})}, batch_size(arguments)
-            means = {k: mean_of(k, f, outputs, batch, size, whole=not cut) for k, f in functions.items()}
+            means = {k: means_of(k, f, outputs, batch, size, whole=not cut) for k, f in functions.items()}
             terms = [] if penalty is None else [_penalty(penalty, trainable.get(GATES, {}), state)]
-            return [means["loss"], *terms], (model_state, means)
+            return [*means["loss"], *terms], (model_state, means)
 
         together = routing in ("none", "joint") and gate_loss is None and gate_batch is None
         own = passes and [one._replace(loss=partial(fn, one.loss or loss, penalty, metrics)) for one in passes]
