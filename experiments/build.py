@@ -33,10 +33,11 @@ def make_program(
     experiment: BaseExperiment,
     steps_per_epoch: int,
     model: nn.Module,
-    inputs: Any,
+    example: Any,
     loss: Loss,
     transform: Transform,
     weights: Mapping[str, Any] | None = None,
+    tx: Any = None,
     **options: Any,
 ) -> Program:
     """Puts model, optimizers and step of an arm together.
@@ -45,10 +46,11 @@ def make_program(
       experiment: of which arm, gate, optimizer and train are used.
       steps_per_epoch: for the schedule.
       model: from `make_model`.
-      inputs: an example of what the model is given.
+      example: of what the model is given.
       loss: of the weights.
       transform: of a batch.
       weights: pretrained backbones by name, see `experiments.pretrained.starting_from`; None: all start by the seed.
+      tx: the optimizers, if not those of the arm; `options` then have the passes.
       options: further ones of `fsg_jax.make_train_step`.
 
     Raises:
@@ -56,11 +58,11 @@ def make_program(
     """
     arm, gate, train = experiment.arm, experiment.gate, experiment.train
     check_bounded("train.epochs", train.epochs, 1, (2**31 - 1) // steps_per_epoch)  # the step counter has 32 bits
-    tx = make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
+    tx = tx or make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
 
     @jax.jit
     def init(key: Key) -> fsg.TrainState:
-        start = partial(fsg.init_state, model, tx, key, inputs, ema_decay=train.ema_decay)
+        start = partial(fsg.init_state, model, tx, key, example, ema_decay=train.ema_decay)
         state = start()
         return start(variables=pretrained.starting_from(state.variables, model, weights)) if weights else state
 
@@ -72,7 +74,7 @@ def make_program(
     shardings = placement.shardings(init)
     step = fsg.make_train_step(
         loss,
-        routing=arm.routing,
+        routing="none" if arm.routing == "tasks" else arm.routing,
         penalty=fsg.gate_penalty("l0", gate.l0_weight, reduction="mean") if arm.l0_penalty else None,
         gate_every=gate.every if arm.routing == "sequential" else 1,
         accumulate=train.accumulate,
@@ -108,9 +110,10 @@ def make_gate(config: Gate, arm: Arm) -> Any:
 def make_optimizer(gate: Gate, config: Optimizer, train: Train, arm: Arm, steps_per_epoch: int) -> Any:
     """One optimizer for everything, or one for the weights and one for the gates."""
     weights = weight_optimizer(config, train.epochs, steps_per_epoch)
+    expect(arm.routing != "tasks", "arm.routing", "none, joint or sequential without a head of experts", "tasks")
     if arm.routing == "none":
         return weights
-    return fsg.routed(params=weights, gates=optax.chain(*_clip(gate.clip), optax.adam(gate.learning_rate)))
+    return fsg.routed(params=weights, gates=optax.chain(*clipping(gate.clip), optax.adam(gate.learning_rate)))
 
 
 def make_schedule(config: Optimizer, epochs: int, steps_per_epoch: int) -> optax.Schedule:
@@ -124,12 +127,13 @@ def make_schedule(config: Optimizer, epochs: int, steps_per_epoch: int) -> optax
 
 def weight_optimizer(config: Optimizer, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """Clipping, weight decay of the weights alone, and the schedule."""
-    schedule, clip = make_schedule(config, epochs, steps_per_epoch), _clip(config.clip)
+    schedule, clip = make_schedule(config, epochs, steps_per_epoch), clipping(config.clip)
     if config.name == "adamw":
         return optax.chain(*clip, optax.adamw(schedule, weight_decay=config.weight_decay, mask=fsg.is_weight))
     decay = optax.add_decayed_weights(config.weight_decay, mask=fsg.is_weight)
     return optax.chain(*clip, decay, optax.sgd(schedule, momentum=config.momentum, nesterov=True))
 
 
-def _clip(norm: float | None) -> list[optax.GradientTransformation]:
+def clipping(norm: float | None) -> list[optax.GradientTransformation]:
+    """Clipping of the global norm, if there is any."""
     return [] if norm is None else [optax.clip_by_global_norm(norm)]

@@ -1,6 +1,5 @@
 """Image classification: data, augmentation and evaluation of the experiments on digits and CIFAR-100."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -11,14 +10,14 @@ import numpy as np
 
 import fsg_jax as fsg
 from experiments import build, devices, pretrained
-from experiments.config import Data, Experiment, Train
-from experiments.stepper import DeviceStepper, MakeStepper, Order, States, Stepper, Streamed, streaming
+from experiments.config import Data, Experiment
+from experiments.stepper import Streamed, resident_stepper, streaming
 from experiments.task import Task
 from fsg_jax import augment, data
 from fsg_jax._checks import check_integer
 from fsg_jax.data.batches import BatchOrder, shuffled
 from fsg_jax.data.loader import gather
-from fsg_jax.data.resident import make_resident_steps, put_dataset
+from fsg_jax.data.resident import put_dataset
 from fsg_jax.typing import Transform
 
 METRICS = {"accuracy": fsg.metrics.accuracy}
@@ -105,9 +104,10 @@ def make_task(experiment: Experiment) -> Task:
         metrics=METRICS,
     )
     name = experiment.model.name
-    resident = devices.choose(config.resident, accelerator="yes", cpu="no") == "yes"
-    if resident:
-        make_stepper = on_device(program, config, train, order, devices.seed_mode(name))
+    in_memory = devices.choose(config.resident, accelerator="yes", cpu="no") == "yes"
+    if in_memory:
+        put = partial(put_images, stored(config), program.placement)
+        make_stepper = resident_stepper(program.step, put, order, program.placement, train, devices.seed_mode(name))
     else:
         streamed = Streamed(order, partial(gather, splits.train), config.workers)
         make_stepper = streaming(program.step, streamed, program.placement)
@@ -128,7 +128,7 @@ def make_task(experiment: Experiment) -> Task:
         smallest=False,
         test=lambda state, _: {"test": evaluate(load_split(config, "test"), state)},
         info=info,
-        seeds_together=devices.seeds_together(name) if resident else 1,
+        seeds_together=devices.seeds_together(name) if in_memory else 1,
     )
 
 
@@ -136,24 +136,6 @@ def batch_order(num_train: int, batch_size: int, seed: int) -> BatchOrder:
     """The order of a run's batches, whichever path reads them."""
     check_integer("train.batch_size", batch_size, 1, num_train)
     return shuffled(num_train, batch_size, seed)
-
-
-def on_device(program: build.Program, config: Data, train: Train, order: Order, seed_mode: str) -> MakeStepper:
-    """Steppers on images in device memory; compiles nothing yet."""
-    dispatch = devices.choose(train.dispatch, accelerator="scan", cpu="loop")
-    compiled = cache(lambda mode: make_resident_steps(program.step, dispatch, seeds=mode))
-
-    def make_stepper(seeds: Sequence[int], states: States) -> Stepper:
-        return DeviceStepper(
-            compiled(seed_mode if len(seeds) > 1 else None),
-            put_images(stored(config), program.placement),
-            [order(seed) for seed in seeds],
-            states,
-            program.placement.put_rows,
-            train.log_every if dispatch == "scan" else 1,
-        )
-
-    return make_stepper
 
 
 @cache

@@ -211,7 +211,8 @@ class Arm:
     name: str = "baseline"
     gate: Literal["none", "static", "squeeze_excite"] = "none"
     kind: str = "sigmoid"
-    routing: Literal["none", "joint", "sequential"] = "none"
+    routing: Literal["none", "joint", "sequential", "tasks"] = "none"
+    """``tasks``: a pass a task moves its gates in a head of experts by its own loss; then the weights move."""
     l0_penalty: bool = False
 
 
@@ -307,7 +308,8 @@ def check(experiment: BaseExperiment) -> None:
     if warmup >= train.epochs:
         raise ValueError(f"optimizer.warmup_epochs: expected less than train.epochs, {train.epochs}, found {warmup}")
     arm = experiment.arm
-    if arm.gate != "static" and (arm.routing, arm.kind, arm.l0_penalty) != (Arm.routing, Arm.kind, Arm.l0_penalty):
+    idle = (Arm.routing, "tasks") if arm.gate == "none" else (Arm.routing,)
+    if arm.gate != "static" and (arm.routing not in idle or (arm.kind, arm.l0_penalty) != (Arm.kind, Arm.l0_penalty)):
         raise ValueError(f"arm.gate: expected static for such arm.routing, kind or l0_penalty, found {arm.gate}")
     if arm.l0_penalty and arm.kind not in ("hard_concrete", "straight_through"):
         raise ValueError(f"arm.kind: expected hard_concrete or straight_through for arm.l0_penalty, found {arm.kind}")

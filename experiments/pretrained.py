@@ -61,7 +61,7 @@ def pin(experiment: E) -> E:
     Raises:
       UserError: they cannot be read, or have another digest than the experiment asks for.
     """
-    source, wanted = experiment.model.pretrained, experiment.model.pretrained_digest
+    source, wanted = (getattr(experiment.model, name, None) for name in ("pretrained", "pretrained_digest"))
     if source is None:
         if wanted is not None:
             raise UserError(f"model.pretrained_digest: expected None without model.pretrained, found {wanted}")

@@ -1,6 +1,7 @@
 """How runs move forward: states, the batches they are shown, and the jitted steps; one interface for both paths."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import fsg_jax as fsg
-from experiments.devices import Placement
+from experiments.config import Train
+from experiments.devices import Placement, choose
 from experiments.errors import UserError
 from fsg_jax.data.batches import BatchOrder
 from fsg_jax.data.loader import Loader, Read
 from fsg_jax.data.prefetch import Prefetch
-from fsg_jax.data.resident import chunk_rows
+from fsg_jax.data.resident import chunk_rows, make_resident_steps
 
 States = Sequence[fsg.TrainState]
 
@@ -141,5 +143,33 @@ def streaming(step: fsg.TrainStep, data: Streamed, placement: Placement) -> Make
             raise UserError(f"--together: expected 1 without {where}, found {len(seeds)}")
         loader = data.loader(seeds[0], int(states[0].step))
         return StreamingStepper(jitted, Prefetch(iter(loader), placement.put_batch), states[0])
+
+    return make_stepper
+
+
+def resident_stepper(
+    step: fsg.TrainStep,
+    put: Callable[[], dict[str, jax.Array]],
+    order: Order,
+    placement: Placement,
+    train: Train,
+    seed_mode: str,
+) -> MakeStepper:
+    """Steppers on data in device memory, where `put` puts them; `step` is not yet jitted, and nothing is compiled yet.
+
+    `seed_mode` is how several runs stand side by side, see `fsg_jax.data.resident.make_resident_steps`.
+    """
+    dispatch = choose(train.dispatch, accelerator="scan", cpu="loop")
+    compiled = cache(lambda mode: make_resident_steps(step, dispatch, seeds=mode))
+
+    def make_stepper(seeds: Sequence[int], states: States) -> Stepper:
+        return DeviceStepper(
+            compiled(seed_mode if len(seeds) > 1 else None),
+            put(),
+            [order(seed) for seed in seeds],
+            states,
+            placement.put_rows,
+            train.log_every if dispatch == "scan" else 1,
+        )
 
     return make_stepper

@@ -436,7 +436,7 @@ def test_several_streams_end_in_a_head_of_experts(tmp_path):
         np.testing.assert_allclose(y, found[task], atol=1e-5)
     with pytest.raises(ValueError, match="num_classes: expected 0 with a head of its own, found 3"):
         fsg.create_model("multistream", num_classes=3, head=head)
-    with pytest.raises(ValueError, match="num_classes: expected None, as the head of .*, found 3"):
+    with pytest.raises(ValueError, match=r"num_classes: expected None, as the head of .*, found 3"):
         fsg.load_pretrained(tmp_path / "model", num_classes=3)
     gated = model.clone(head=partial(head, gate=fsg.Gate))
     with pytest.raises(ValueError, match=r"gates: expected gates of which MultiStream.gate_sites\(\) tells"):

@@ -10,6 +10,8 @@ from experiments.configs import (
     cifar100_speedrun,
     cifar100_vit_tiny,
     digits,
+    multitask_groups,
+    multitask_synthetic,
     polyp_phantom,
     polyps,
 )
@@ -17,6 +19,7 @@ from experiments.configs import (
 _MODULES: tuple[Any, ...] = (
     *(digits, cifar100_resnet18, cifar100_resnet18_strong, cifar100_vit_tiny, cifar100_speedrun),
     cifar100_finetune,
+    *(multitask_synthetic, multitask_groups),
     *(polyps, polyp_phantom),
 )
 CONFIGS: dict[str, tuple[BaseExperiment, str]] = {m.CONFIG.name: (m.CONFIG, m.__doc__ or "") for m in _MODULES}

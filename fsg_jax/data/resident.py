@@ -1,6 +1,6 @@
 """Training on data in device memory: no input pipeline, no transfer but that of row numbers, no Grain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,16 @@ Step = Callable[[Any, Batch], tuple[Any, Any]]
 Steps = Callable[[Any, Batch, Any], tuple[Any, Any]]
 
 
-def put_dataset(dataset: ImageDataset, sharding: jax.sharding.Sharding | None = None) -> dict[str, jax.Array]:
-    """Puts images, uint8, and labels on the device, or where `sharding` says; every device of a mesh needs all rows."""
-    arrays = {"image": dataset.images, "label": dataset.labels}
+def put_dataset(
+    dataset: ImageDataset | Mapping[str, np.ndarray], sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.Array]:
+    """Puts images, uint8, and labels, or arrays by name, on the device, or where `sharding` says.
+
+    Every device of a mesh needs all rows.
+    """
+    if isinstance(dataset, ImageDataset):
+        dataset = {"image": dataset.images, "label": dataset.labels}
+    arrays = dict(dataset)
     if sharding is None:
         return jax.device_put(arrays)
     return {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in arrays.items()}

@@ -277,6 +277,7 @@ class ExpertHead(nn.Module):
       feature_gates: low-rank feature gates that are mixed at each node (HoME: 2); 0: none.
       feature_rank: of each; None: the width of the stream over `feature_gates`.
       self_gates: HoME's residual gates of a node's own experts.
+      masked: a gate sees the experts on its path alone; False: those of all nodes (HoME without its hierarchy mask).
       share_all: the gate of ``"shared"`` sees the experts of all nodes, as in PLE and HoME; or those of the root alone.
         It is the one way by which a task's loss reaches the experts of other groups.
       gate_input: what a gate reads from the second level on: ``"stream"``, its node's stream; ``"concat"``, that and
@@ -306,6 +307,7 @@ class ExpertHead(nn.Module):
     feature_gates: int = 0
     feature_rank: int | None = None
     self_gates: bool = False
+    masked: bool = True
     share_all: bool = True
     gate_input: str = "stream"
     gate_bias: bool = False
@@ -372,7 +374,8 @@ class ExpertHead(nn.Module):
             experts = {node: level.get(node, level.get(kinds.get(node, ""), 0)) for node in named}
             outputs = {}
             for node in self.tasks if i == len(self.experts) - 1 else named:
-                path = named if node == SHARED and self.share_all else paths[node]
+                everything = not self.masked or (node == SHARED and self.share_all)
+                path = named if everything else paths[node]
                 outputs[node] = tuple(name for name in path if experts.get(name))
             needed = [node for node in paths if node in experts or node in outputs]
             sources = {n: next((name for name in reversed(paths[n]) if name in there), "") for n in needed}
