@@ -38,6 +38,8 @@ class Head:
     norm: Literal["none", "layer", "batch"] | None = None
     activation: Literal["relu", "swish"] | None = None
     feature_gates: Annotated[int, within(0, 2**6)] | None = None
+    feature_rank: Width | None = None
+    """Of each feature gate; None: the width of the stream over their number."""
     self_gates: bool | None = None
     masked: bool = True
     """Each gate sees the experts on its path alone."""

@@ -15,8 +15,8 @@ from experiments.synthetic_tasks import SyntheticTasks
 CONFIG = TasksExperiment(
     name="multitask_groups",
     data=SyntheticTasks(groups=(3, 3), related=0.8, correlation=0.1, labelled=(1.0, 1.0, 0.02, 1.0, 1.0, 0.02)),
-    model=Head(parameters=28_000),
-    optimizer=Optimizer(name="adamw", learning_rate=3e-3, weight_decay=0.0, warmup_epochs=1.0),
+    model=Head(parameters=28_000, feature_rank=4),
+    optimizer=Optimizer(name="adamw", learning_rate=1e-2, weight_decay=0.0, warmup_epochs=1.0),
     train=Train(epochs=30, batch_size=128, dispatch="scan", log_every=78, test_on="last"),
     added_arms=head_arms("model"),
 )

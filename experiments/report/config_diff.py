@@ -8,8 +8,8 @@ from experiments.report.results_file import Arms
 from experiments.report.text_table import Table
 
 ABSENT = "(absent)"
-_PER_RUN = ("seed", "fold")
-"""Fields of the records that tell the runs of an arm apart."""
+_PER_RUN = {"seed": "seed", "fold": "fold", "draw": "fold"}
+"""Fields of the records that tell the runs of an arm apart, by the last part of the key."""
 
 
 class ConfigDiff(NamedTuple):
@@ -38,14 +38,16 @@ class ConfigDiff(NamedTuple):
 def compare(arms: Arms) -> ConfigDiff:
     """Sorts every key of the configurations of finished records into the parts of a `ConfigDiff`.
 
-    A key whose last part is seed or fold tells runs apart if its values are those of the records.
+    A key whose last part is seed, fold or draw tells runs apart if its values are those of the records.
     """
     runs = {arm: [(record, flatten(record["config"])) for record in records] for arm, records in arms.items()}
     diff = ConfigDiff({}, {}, {}, [])
     everything = [run for found in runs.values() for run in found]
     for key in dict.fromkeys(key for _, config in everything for key in config):
         field = key.rpartition(".")[2]
-        if field in _PER_RUN and all(config.get(key) == record.get(field, ABSENT) for record, config in everything):
+        if field in _PER_RUN and all(
+            config.get(key) == record.get(_PER_RUN[field], ABSENT) for record, config in everything
+        ):
             diff.per_run.append(key)
             continue
         values = {arm: _values(key, [config for _, config in found]) for arm, found in runs.items()}

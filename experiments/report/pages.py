@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.report import accuracy, initial_weights, run_info
+from experiments.report import accuracy, initial_weights, run_info, tasks
 from experiments.report.config_diff import compare
 from experiments.report.figures import colours, data_uri
 from experiments.report.results_file import Record, Results, collect, load
@@ -34,7 +34,9 @@ def write_report(directory: Path, /, out: Path | None = None, *, resamples: int 
     check_integer("resamples", resamples, 1)
     directory, out = Path(directory), Path(out or directory)
     results = load(directory)
-    if results.polyps:
+    if results.kind == "several tasks":
+        template, section = "tasks", tasks.content(results)
+    elif results.kind == "polyp sizing":
         from experiments.report import polyps  # needs pyarrow
 
         template, section = "polyps", polyps.content(directory, results, resamples)
@@ -52,13 +54,15 @@ def summary_table(records: Iterable[Record]) -> str:
     """The arms in a few numbers, in Markdown; records that are not finished are left out.
 
     Of a classification: arm, n, test accuracy mean ± std, paired difference to the baseline [95 % CI], p. Of polyp
-    sizing: arm, runs, mean ± std of test metrics over the runs.
+    sizing: arm, runs, mean ± std of test metrics over the runs. Of several tasks: parameters too.
 
     Raises:
         RecordsError: No record is finished, two are of one run, or one is damaged.
     """
     results = collect(((f"record {number}", record) for number, record in enumerate(records, 1)), "the records")
-    if results.polyps:
+    if results.kind == "several tasks":
+        return tasks.summary(results.arms).markdown()
+    if results.kind == "polyp sizing":
         from experiments.report import polyps
 
         return polyps.summary(results.arms).markdown()
@@ -92,7 +96,7 @@ def _frame(results: Results, warnings: Iterable[str]) -> dict[str, Any]:
         "title": " and ".join(dict.fromkeys(record["experiment"] for record in records)),
         "arms": list(arms),
         "runs": len(records),
-        "pooled": "folds and seeds" if results.polyps else "seeds",
+        "pooled": "seeds" if results.kind == "classification" else "folds and seeds",
         "seeds": sorted({record["seed"] for record in records}),
         "warnings": [*warnings, *run_info.warnings(results, diff)],
         "colours": colours(arms),

@@ -21,6 +21,7 @@ _Fields = dict[str, type]
 _FIELDS: _Fields = {"experiment": str, "arm": str, "seed": int, "config": dict, "facts": dict, "parameters": dict}
 _FIELDS |= {"history": list, "gates": dict}
 _CLASSIFICATION: _Fields = {"validation": dict, "test": dict}
+_TASKS: _Fields = {"validation": dict, "test": dict, "fold": int, "tasks": dict, "experts": list, "anomalies": dict}
 _POLYPS: _Fields = {"streams": list, "fold": int, "synthetic": bool, "data": dict, "split": dict, "predictions": str}
 
 
@@ -29,11 +30,11 @@ class RecordsError(ValueError):
 
 
 class Results(NamedTuple):
-    """Records with status "finished", and all others, in file order; and whether they are of polyp sizing."""
+    """Records with status "finished", and all others, in file order; and of what they are, see `kind_of`."""
 
     finished: list[Record]
     unfinished: list[Record]
-    polyps: bool
+    kind: str
 
     @property
     def arms(self) -> Arms:
@@ -70,7 +71,7 @@ def collect(records: Iterable[tuple[str, Record]], source: str) -> Results:
 
     Raises:
         RecordsError: A finished record lacks a field or has an accuracy outside [0, 1], two finished records are of one
-            run, some are of classification and others of polyp sizing, or none is finished.
+            run, they are of several kinds, or none is finished.
     """
     finished: dict[str, tuple[str, Record]] = {}
     unfinished = []
@@ -87,15 +88,17 @@ def collect(records: Iterable[tuple[str, Record]], source: str) -> Results:
         finished[run] = where, record
     if not finished:
         raise RecordsError(f"{source}: expected a finished run, found none ({len(unfinished)} unfinished)")
-    kinds = {is_polyps(record) for _, record in finished.values()}
+    kinds = {kind_of(record) for _, record in finished.values()}
     if len(kinds) > 1:
-        raise RecordsError(f"{source}: expected runs of one kind, found classification and polyp sizing")
+        raise RecordsError(f"{source}: expected runs of one kind, found {' and '.join(sorted(kinds))}")
     return Results([record for _, record in finished.values()], unfinished, kinds.pop())
 
 
-def is_polyps(record: Record) -> bool:
-    """Whether the record is of polyp sizing."""
-    return "streams" in record or "predictions" in record
+def kind_of(record: Record) -> str:
+    """Of what a record is: "classification", "polyp sizing" or "several tasks"."""
+    if "tasks" in record:
+        return "several tasks"
+    return "polyp sizing" if "streams" in record or "predictions" in record else "classification"
 
 
 def label(record: Record) -> str:
@@ -132,7 +135,8 @@ def _lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _check(record: Record, where: str) -> None:
-    for name, kind in (_FIELDS | (_POLYPS if is_polyps(record) else _CLASSIFICATION)).items():
+    own = {"classification": _CLASSIFICATION, "polyp sizing": _POLYPS, "several tasks": _TASKS}[kind_of(record)]
+    for name, kind in (_FIELDS | own).items():
         value = record.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise RecordsError(f"{where}, {name}: expected {kind.__name__}, found {_shorten(value)}")
@@ -167,13 +171,34 @@ def _rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
     weights = record.get("initial_weights") or {}
     texts = isinstance(weights, dict) and all(isinstance(text, str) for text in weights.values())
     yield "initial_weights", weights, "texts by path", texts
-    yield from _polyp_rules(record) if is_polyps(record) else _accuracies(record)
+    rules = {"classification": _accuracies, "polyp sizing": _polyp_rules, "several tasks": _task_rules}
+    yield from rules[kind_of(record)](record)
 
 
 def _accuracies(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
     for split in _CLASSIFICATION:
         value = record[split].get("accuracy")
         yield f"{split}.accuracy", value, "a number in [0, 1]", is_number(value) and 0 <= value <= 1
+
+
+def _task_rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
+    for name in ("test", "validation", "anomalies"):
+        yield name, record[name], "numbers by name", _numeric(record[name])
+    for task, row in record["tasks"].items():
+        metric = row.get("metric") if isinstance(row, dict) else None
+        right = isinstance(metric, str) and is_number(record["test"].get(metric))
+        yield f"tasks.{task}", row, "a metric with a number in test", right
+    yield "tasks", record["tasks"], "one or more", bool(record["tasks"])
+    for level in record["experts"]:
+        right = isinstance(level, dict) and all(isinstance(level.get(k), list) for k in ("gates", "experts", "weights"))
+        right = right and len(level["weights"]) == len(level["gates"]) > 0
+        right = right and all(
+            isinstance(row, list) and len(row) == len(level["experts"]) and all(map(is_number, row))
+            for row in level["weights"]
+        )
+        yield "experts", level, "gates, experts and their weights", right
+        names = [*level["gates"], *level["experts"]] if right else []
+        yield "experts", names, "names", all(isinstance(name, str) and name.isprintable() for name in names)
 
 
 def _polyp_rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
