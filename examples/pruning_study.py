@@ -11,6 +11,7 @@ folded networks instead. The defaults suit two CPU cores for an hour.
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from experiments.config import change
 from experiments.configs import CONFIGS
 from experiments.train import train
 
-SCORES, TIMES = ("gate", "magnitude", "random"), (2, 4, 8)
+SCORES, TIMES, FILE = ("gate", "magnitude", "random"), (2, 4, 8), "pruning.jsonl"
 
 
 def main() -> None:
@@ -65,13 +66,18 @@ def study(args: argparse.Namespace, seed: int) -> None:
     )
     run = args.out / f"base-{seed}"
     record = train(base, args.arm, seed, run, resume=True)
-    write(args.out, {"seed": seed, "score": "none", "times": 1, "after": record["test"]["accuracy"]})
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if (file := args.out / FILE).exists() else []
+    finished = {(row["score"], row["times"], row["seed"]) for row in rows}
+    if ("none", 1, seed) not in finished:
+        write(args.out, {"seed": seed, "score": "none", "times": 1, "after": record["test"]["accuracy"]})
     for times in TIMES:
         for score in SCORES if args.arm != "baseline" else SCORES[1:]:
             folder = args.out / f"{score}-{times}-{seed}"
             row = {"seed": seed, "score": score, "times": times}
-            if folder.exists():
+            if (score, times, seed) in finished:
                 continue
+            for unfinished in (folder, args.out / f"tuned-{folder.name}"):
+                shutil.rmtree(unfinished, ignore_errors=True)
             options = {"flops": f"{100 / times}%", "divisor": 1, "min_keep": 1, "score": score, "seed": seed}
             table = prune.prune(prune.Args(str(run), folder, calibrate=16, **options)).table
             row |= {"flops": table.flops[1] / table.flops[0], "params": table.parameters[1] / table.parameters[0]}
@@ -93,7 +99,7 @@ def test_accuracy(experiment, folder: Path) -> float:
 
 def write(out: Path, row: dict) -> None:
     """Appends a row, and shows it."""
-    with (out / "pruning.jsonl").open("a") as file:
+    with (out / FILE).open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(row, flush=True)
 
