@@ -294,6 +294,8 @@ def test_censored_sizes_only_where_the_size_is_as_large(tmp_path):
             {"polyps": 1, "two_polyp_frames": True},
             "--polyps, with --two-polyp-frames: expected an integer >= 2, found 1",
         ),
+        ({"missing_histology": 1.5}, r"--missing-histology: expected a probability in \[0, 1\], found 1.5"),
+        ({"missing_histology": float("nan")}, "--missing-histology: expected a probability"),
         ({"censor": True}, "--layout, with --censor: expected 'sun', found 'real-colon'"),
     ],
 )

@@ -48,6 +48,7 @@ def assert_same_examples(found, expected):
 @pytest.mark.parametrize("depth", [True, False])
 def test_a_cache_gives_the_same_examples_bit_for_bit(source, tmp_path, compression, depth):
     source.columns["size_mm"][2] = np.nan
+    source.columns["histology"][:2] = 5, 0
     source.depth_root = source.depth_root if depth else None
     done = []
     build_cache(source, tmp_path / "c", shard_size=3, workers=2, compression=compression, on_row=done.append)
@@ -126,11 +127,15 @@ STALE = {
     "depth": (lambda s: setattr(s, "depth_root", None), r"depth True \(here False\)"),
     "box": (
         lambda s: s.columns["box"].__setitem__((3, 0), 1),
-        "other frames, boxes or sizes in the rows of the index",
+        "other frames, boxes, sizes or labels in the rows of the index",
     ),
     "size_mm": (
         lambda s: s.columns["size_mm"].__setitem__(0, 9),
-        "other frames, boxes or sizes in the rows of the index",
+        "other frames, boxes, sizes or labels in the rows of the index",
+    ),
+    "histology": (
+        lambda s: s.columns["histology"].__setitem__(0, 2),
+        "other frames, boxes, sizes or labels in the rows of the index",
     ),
     "frame": (lambda s: _touch(s.frame_path(5)), r"files of 1 rows that have changed since, the first .*frame_5\.jpg"),
     "map": (lambda s: _touch(s.depth_path(6)), r"files of 1 rows that have changed since, the first .*frame_6\.jpg"),

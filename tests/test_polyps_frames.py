@@ -98,12 +98,14 @@ def test_what_an_example_holds(tmp_path):
     source = FrameSource(table, roots, 32, depth_root=tmp_path / "depth")
     assert len(source) == 3
     example = source[np.int64(2)]
-    assert list(example) == ["frame", "box", "depth", "size_mm", "row"]
+    assert list(example) == ["frame", "box", "depth", "size_mm", "histology", "site", "row"]
     assert [(v.dtype, v.shape) for v in example.values()] == [
         (np.uint8, (32, 32, 3)),
         (np.float32, (4,)),
         (np.float32, (32, 32)),
         (np.float32, ()),
+        (np.int32, ()),
+        (np.int32, ()),
         (np.int64, ()),
     ]
     assert example["size_mm"] == np.float32(4.5)

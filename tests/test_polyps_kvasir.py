@@ -78,6 +78,7 @@ def test_as_distributed(tmp_path):
         **{"dataset": "kvasir_seg", "video_id": "a10", "patient_id": "a10", "polyp_id": "a10_1", "frame_id": "a10"},
         **{"image_path": "images/a10.jpg", "mask_path": "masks/a10.jpg", "width": 80, "height": 60},
         **{"xmin": 0, "ymin": 0, "xmax": 20, "ymax": 15, "size_mm": None, "size_censored": False, "synthetic": False},
+        **{"histology": None, "site": None},
     }
 
 

@@ -245,6 +245,8 @@ def test_real_colon_as_it_should_be(real_colon, tmp_path):
         "size_mm": 6.5,
         "size_censored": False,
         "synthetic": False,
+        "histology": "AD",
+        "site": "rectum",
     }
     assert (both[0]["polyp_id"], both[0]["size_mm"]) == (P, 4.0)
 

@@ -18,6 +18,7 @@ from fsg_jax.endoscopy.frames.depth_maps import check_depth
 from fsg_jax.endoscopy.frames.frame_cache import CachedSource, read_manifest
 from fsg_jax.endoscopy.frames.source import FrameSource
 from fsg_jax.endoscopy.index.folds import group_counts
+from fsg_jax.endoscopy.index.label_codes import LABELS, label_codes
 from fsg_jax.endoscopy.index.roles import ROLES, roles
 from fsg_jax.endoscopy.index.sampling import epoch_length, rows_by_polyp, sample_epoch, sample_fixed
 from fsg_jax.endoscopy.index.schema import Table, is_sealed, polyp_keys, read_index
@@ -95,6 +96,9 @@ def digest_of(table: Table, role: Rows) -> str:
     digest = hashlib.sha256(role.astype(np.int8).tobytes())
     for name in ("dataset", "polyp_id", "frame_id", "xmin", "ymin", "xmax", "ymax", "size_mm"):
         digest.update(repr(table.column(name).to_pylist()).encode())
+    for name in LABELS:  # a table without labels has the digest that it had before there were any
+        if table.column(name).null_count < len(table):
+            digest.update(name.encode() + label_codes(table, name).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from experiments.errors import StopRequested, UserError, run_main
 from experiments.run_folder import RunFolder, writing_to
 from fsg_jax._files import check_file, digest, read_json, write_json
+from fsg_jax.endoscopy.index.label_codes import LABELS
 from fsg_jax.endoscopy.index.schema import read_index, write_index
 from fsg_jax.endoscopy.readers.indexing import INDEX, build_index
 from fsg_jax.endoscopy.readers.kvasir import CSV_FILE, JSON_FILES, open_kvasir
@@ -57,6 +58,7 @@ def index_sun(
     root: Root,
     out: Path,
     sizes: Path | None = None,
+    labels: Path | None = None,
     workers: int = WORKERS,
     verify: Verify = "decode",
     name: str = "sun",
@@ -68,14 +70,15 @@ def index_sun(
         root: Holds sundatabase_positive_part*/ or case*/ or renamed/, and annotation_txt/ there or in a part.
         out: Folder of the index; an interrupted command continues there.
         sizes: CSV with columns ID, Size; by default metadata/sun_dataset_labels.csv under the root.
+        labels: CSV with columns case, histology, site; by default they are not known.
         workers: Processes; each takes about 250 MB.
         verify: Frames with a box: decode them, check their header and end, or read their size only.
         name: The dataset's name in the index.
         patients: CSV with columns video_id, patient_id, the video being the case number; by default each is a patient.
     """
     known = read_patients(patients) if patients else {}
-    layout = open_sun(root, sizes=sizes, name=name, verify=verify, patients=known)
-    _index("sun", layout, [sizes or root / SIZES, patients], out, workers)
+    layout = open_sun(root, sizes=sizes, labels=labels, name=name, verify=verify, patients=known)
+    _index("sun", layout, [sizes or root / SIZES, patients], out, workers, labels)
 
 
 @app.command(name="kvasir")
@@ -139,15 +142,21 @@ def import_lists(lists: Annotated[tuple[Path, ...], tyro.conf.Positional], root:
         _finish(out, counts | {"seconds": round(time.monotonic() - started, 2)}, len(lists))
 
 
-def _index(command: str, layout: Layout, tables: list[Path | None], out: Path, workers: int) -> None:
-    """Indexes a dataset; `tables`, those of them that exist, are part of what the folder is for."""
+def _index(
+    command: str, layout: Layout, tables: list[Path | None], out: Path, workers: int, labels: Path | None = None
+) -> None:
+    """Indexes a dataset; `tables`, those of them that exist, and `labels` are part of what the folder is for."""
     config: dict[str, Any] = {"index": command, "root": str(layout.root), "name": layout.name, "verify": layout.verify}
     digests = {path.name: digest(path) for path in tables if path is not None and path.exists()}
-    config |= {"synthetic": layout.synthetic, "tables": digests}
+    config |= {"synthetic": layout.synthetic, "tables": digests} | ({"labels": digest(labels)} if labels else {})
     with RunFolder(out, config, resume=True):
         if (out / SUMMARY).exists():
             print(f"{out} holds the finished index already; remove it, or choose another --out, to index again\n")
-            return _print(read_json(out / SUMMARY))
+            if not (counts := read_json(out / SUMMARY)).keys() >= LABELS.keys():
+                print(
+                    "it was made by an earlier version, which did not read histology and site: they are empty in it\n"
+                )
+            return _print(counts)
         with tqdm(total=layout.count_files(), unit=" files", disable=None) as bar:
             try:
                 counts = build_index(layout, out, workers=workers, progress=bar.update)
@@ -177,7 +186,8 @@ def _finish(out: Path, counts: dict[str, Any], files: int) -> None:
 
 
 def _print(counts: dict[str, Any]) -> None:
-    for title, group in (("indexed", counts), ("dropped", counts["dropped"]), ("noted", counts["notes"])):
+    groups = {"indexed": counts} | {f"polyps by {name}": counts[name] for name in LABELS if name in counts}
+    for title, group in (groups | {"dropped": counts["dropped"], "noted": counts["notes"]}).items():
         print(title)
         rows = [(key, value) for key, value in group.items() if not isinstance(value, dict)]
         for key, value in rows or [("nothing", "")]:

@@ -16,6 +16,8 @@ class Wall(NamedTuple):
     """The wall of a stretch of colon along z; lengths in mm, angles in radians."""
 
     mean_radius: float
+    spacing: float
+    """Between folds along z."""
     bend: tuple[float, float]
     crest: float
     """Angle of the crest of the fold near ``z = 0``."""
@@ -37,10 +39,15 @@ class Ellipsoid(NamedTuple):
 
 
 class Polyp(NamedTuple):
-    """A polyp: its head and, if it has one, its stalk; `tint` are the factors of its colour, (3,)."""
+    """A polyp: its head and, if it has one, its stalk; `tint` are the factors of its colour, (3,).
+
+    `pits` and `ridges` are factors of the width of the pits of its texture and of the ridges between them.
+    """
 
     parts: tuple[Ellipsoid, ...]
     tint: np.ndarray
+    pits: float = 1.0
+    ridges: float = 1.0
 
 
 class Scene(NamedTuple):
@@ -87,7 +94,7 @@ def _random_wall(angle: float, rng: np.random.Generator) -> Wall:
     bumps = 0.5 * np.sin(z / 3.7 + p[4] + 2 * np.sin(2 * phi)) * np.sin(4 * phi + z / 9 + p[5])
     radius = mean * (1 + 0.06 * np.cos(3 * (phi - p[2]))) - folds - bumps
     bend = (strength * math.cos(direction), strength * math.sin(direction))
-    return Wall(mean, bend, angle, np.stack(centre_line(bend, WALL_Z)), radius.astype(np.float32))
+    return Wall(mean, spacing, bend, angle, np.stack(centre_line(bend, WALL_Z)), radius.astype(np.float32))
 
 
 def _random_polyp(size: float, wall: Wall, z: float, angle: float, rng: np.random.Generator) -> Polyp:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from experiments.endoscopy.phantom.camera import Camera, Pose, Track, pixel_grid, pose_at, random_track
 from experiments.endoscopy.phantom.colon import Scene, clearance, random_scene
+from experiments.endoscopy.phantom.lesion_kinds import draw_lesions
 from experiments.endoscopy.phantom.native_layouts import Layout
 from experiments.endoscopy.phantom.phantom_plan import Box, Config, Frame, Video
 from experiments.endoscopy.phantom.rays import trace
@@ -26,9 +27,10 @@ _CHECKS = np.linspace(0, 1, 5)
 
 
 def film_video(plan: Video, config: Config, layout: Layout, root: Path) -> Video:
-    """Renders the frames of a video that `layout` holds, writes them under `root` and returns it with its frames."""
+    """Renders the frames of a video that `layout` holds, writes them under `root`, and returns it with all it has."""
     camera = Camera(config.width, config.height)
     scene, track = _choose_scene(config.seed, plan, camera)
+    lesions, scene = draw_lesions(plan, scene, config)
     frames = []
     for number, shown, pose in _shots(scene, track, config.frames):
         if not shown.polyps and not layout.has_empty_frames:
@@ -44,7 +46,7 @@ def film_video(plan: Video, config: Config, layout: Layout, root: Path) -> Video
             if polyps:
                 seen = picture.masks[[plan.polyps.index(polyp) for polyp in polyps]].any(axis=0)
                 _save(root / "masks" / png, np.where(seen, np.uint8(255), np.uint8(0)), compress_level=1)
-    return plan._replace(frames=tuple(frames))
+    return plan._replace(frames=tuple(frames), lesions=lesions)
 
 
 def _save(path: Path, pixels: np.ndarray, **options: Any) -> None:

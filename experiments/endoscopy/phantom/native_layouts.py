@@ -1,4 +1,7 @@
-"""Where frames, boxes and sizes lie in REAL-Colon and in SUN as they are distributed.
+"""Where frames, boxes, sizes and labels lie in REAL-Colon and in SUN as they are distributed.
+
+SUN comes without a file of labels: theirs are in a table like that of a user, `SUN_LABELS`. Every third polyp has its
+site in another spelling, as in REAL-Colon, which a reader must map.
 
 Paths are relative to the set's root, with forward slashes.
 """
@@ -13,7 +16,17 @@ _VIDEOS_A_STUDY = 15
 _LESIONS, _UNSIZED = "lesion_info.csv", 9  # the number of a lesion without a size
 _LESION_HEADER = ("unique_object_id", "unique_video_name", "size [mm]", "site", "histology_extended", "histology_class")
 _VIDEO_HEADER = ("unique_video_name", "age", "sex", "endoscope_brand", "fps", "num_frames", "num_lesions", "bbps")
-_SITES = ("cecum", "ascending", "transverse", "descending", "sigmoid", "rectum")
+_SPELLINGS = {"cecum": "caecum", "transverse": "trasnverse", "sigmoid": "Sigmoid colon"}
+_EXTENDED = {
+    "AD": "Tubular adenoma",
+    "HP": "Hyperplastic polyp",
+    "SSL": "Sessile serrated lesion",
+    "TSA": "Traditional serrated adenoma",
+    "OTHER": "Inflammatory polyp",
+    "NO POLYP": "Normal mucosa",
+}
+SUN_LABELS = "metadata/sun_histology_and_site.csv"
+"""What ``experiments.index sun --labels`` reads."""
 _CASES, _BOXES = "metadata/sun_dataset_labels.csv", "sundatabase_positive_part1/annotation_txt"
 _CENSORED_MM = 15
 
@@ -65,8 +78,10 @@ class RealColon:
         rows: list[tuple[object, ...]] = [_VIDEO_HEADER]
         for video in videos:
             name, n = _name(video), video.number
-            for lesion, (polyp, size) in enumerate(zip(video.polyps, video.sizes, strict=True), start=1):
-                lesions.append((f"{name}_{lesion}", name, f"{size:g}", _SITES[polyp % 6], "Tubular adenoma", "AD"))
+            for lesion, size in enumerate(video.sizes, start=1):
+                histology, site = _written(video, lesion - 1)
+                extended = _EXTENDED.get(histology, "")
+                lesions.append((f"{name}_{lesion}", name, f"{size:g}", site, extended, histology))
             sex, brand = ("female", "male")[n % 2], ("Olympus", "Fuji")[n % 3 == 2]
             rows.append((name, 50 + 7 * n % 31, sex, brand, 30, len(video.frames), len(video.polyps), 6 + n % 4))
         return {_LESIONS: lesions, "video_info.csv": rows}
@@ -79,12 +94,19 @@ class RealColon:
         return f"{_name(video)}_{kind}/{_name(video)}_{frame.number}.{suffix}"
 
 
+def _written(video: Video, place: int) -> tuple[str, str]:
+    """Histology and site of one of its polyps as they are in a table."""
+    lesion = video.lesions[place]
+    variant = _SPELLINGS.get(lesion.written_site) if video.polyps[place] % 3 == 2 else None
+    return lesion.written_histology or "", variant or lesion.written_site
+
+
 def _name(video: Video) -> str:
     return f"{video.number // _VIDEOS_A_STUDY + 1:03d}-{video.number % _VIDEOS_A_STUDY + 1:03d}"
 
 
 class Sun:
-    """SUN (Misawa et al., Gastrointest. Endosc. 93:960, 2021): a folder and a text file a polyp, a table of sizes.
+    """SUN (Misawa et al., Gastrointest. Endosc. 93:960, 2021): a folder and a text file a polyp, two tables.
 
     ``sundatabase_positive_part{1,2}/case{N}`` with the boxes of both halves in part 1. A frame with two polyps lies in
     the folders of both cases. With `censor`, sizes of 15 mm or more are written as ``15mm-``.
@@ -108,13 +130,15 @@ class Sun:
         return [(f"{_BOXES}/case{box.polyp + 1}.txt", line) for box, line in zip(frame.boxes, lines, strict=True)]
 
     def tables(self, videos: Iterable[Video]) -> dict[str, list[tuple[object, ...]]]:
-        """Header and rows of the table."""
+        """Header and rows of each table: the sizes, and the labels."""
         rows: list[tuple[object, ...]] = [("ID", "Size")]
+        labels: list[tuple[object, ...]] = [("case", "histology", "site")]
         for video in videos:
-            for polyp, size in zip(video.polyps, video.sizes, strict=True):
+            for place, (polyp, size) in enumerate(zip(video.polyps, video.sizes, strict=True)):
                 censored = self._censor and size >= _CENSORED_MM
                 rows.append((polyp + 1, f"{_CENSORED_MM}mm-" if censored else f"{size:g}mm"))
-        return {_CASES: rows}
+                labels.append((polyp + 1, *_written(video, place)))
+        return {_CASES: rows, SUN_LABELS: labels}
 
     def unsized(self, video: Video) -> tuple[int, str, str]:
         """A polyp without a size: a number of no other polyp, the table of sizes and its row there."""
@@ -134,7 +158,7 @@ Layout = RealColon | Sun
 
 
 def annotate(root: Path, layout: Layout, videos: Iterable[Video]) -> None:
-    """Writes the boxes of all frames and the tables of sizes."""
+    """Writes the boxes of all frames and the tables."""
     for video in videos:
         for frame in video.frames:
             for name, text in layout.annotations(video, frame):

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from fsg_jax._checks import check_integer
+from fsg_jax._checks import check_integer, check_probabilities
 
 GROUPS = ((2.0, 5.0, 0.5), (5.5, 9.5, 0.25), (10.0, 20.0, 0.25))
 """Smallest and largest size in mm and share of the polyps in each size group: <= 5, 5 to 10, >= 10 mm."""
@@ -18,7 +18,7 @@ _MINIMUM = {"polyps": 1, "frames": 1, "seed": 0, "width": 64, "height": 64, "bro
 
 @dataclass(frozen=True)
 class Config:
-    """A made-up colonoscopy set; the same options and seed give the same frames, boxes and sizes in both layouts.
+    """A made-up colonoscopy set; the same options and seed give the same frames, boxes and labels in both layouts.
 
     Raises:
       ValueError: a number is out of range, or two options contradict each other.
@@ -42,12 +42,15 @@ class Config:
     """Every fourth video shows two polyps in its frames."""
     censor: bool = False
     """SUN: a size of 15 mm or more is written as ``15mm-``."""
+    missing_histology: float = 0.0
+    """Share of the polyps, at random, whose histology is not written."""
     workers: int = 0
     """Processes; 0: one for each core. The files do not depend on it."""
 
     def __post_init__(self) -> None:
         for name, minimum in _MINIMUM.items():
             check_integer(f"--{name}", getattr(self, name), minimum)
+        check_probabilities(**{"--missing-histology": self.missing_histology})
         if self.two_polyp_frames:
             check_integer("--polyps, with --two-polyp-frames", self.polyps, 2)
         if self.censor and self.layout != "sun":
@@ -84,16 +87,26 @@ class Frame(NamedTuple):
     boxes: tuple[Box, ...]
 
 
-class Video(NamedTuple):
-    """A video: its number from 0, its polyps, numbered over the set from 0, their sizes in mm, and its frames.
+class Lesion(NamedTuple):
+    """Histology and site of a polyp: true, which is what is seen, and as written; None is written as nothing."""
 
-    While it is planned only, it has no frames.
+    histology: str
+    site: str
+    written_histology: str | None
+    written_site: str
+
+
+class Video(NamedTuple):
+    """A video: number from 0, its polyps, numbered over the set from 0, their sizes in mm, its frames, their labels.
+
+    While it is planned only, it has no frames and no labels.
     """
 
     number: int
     polyps: tuple[int, ...]
     sizes: tuple[float, ...]
     frames: tuple[Frame, ...] = ()
+    lesions: tuple[Lesion, ...] = ()
 
 
 def plan_videos(config: Config) -> list[Video]:

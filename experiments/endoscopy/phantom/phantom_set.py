@@ -21,7 +21,7 @@ from experiments.errors import UserError
 from experiments.run_folder import writing_to
 from fsg_jax._files import TEMPORARY, BusyError, lock, read_json, replacing, write_json
 
-GENERATOR, VERSION = "experiments.phantom", 1
+GENERATOR, VERSION = "experiments.phantom", 2
 """What made a set, and a number that is raised whenever the same options give other bytes."""
 NOTE = "SYNTHETIC.json"
 _DESCRIPTION = "Rendered, not recorded: no patient, no endoscope. For trying software, not for conclusions."
@@ -113,11 +113,13 @@ def _film(config: Config, plans: Sequence[Video], layout: Layout, root: Path) ->
 
 
 def _truth(layout: Layout, videos: Sequence[Video]) -> list[dict[str, Any]]:
-    """Per polyp its size, and where, how large and how far away it is in every frame."""
+    """Per polyp its size and labels, and where, how large and how far away it is in every frame."""
     return [
-        {"polyp": polyp + 1, "video": video.number + 1, "size_mm": size, "frames": _frames_of(polyp, layout, video)}
+        {"polyp": polyp + 1, "video": video.number + 1, "size_mm": size}
+        | lesion._asdict()
+        | {"frames": _frames_of(polyp, layout, video)}
         for video in videos
-        for polyp, size in zip(video.polyps, video.sizes, strict=True)
+        for polyp, size, lesion in zip(video.polyps, video.sizes, video.lesions, strict=True)
     ]
 
 

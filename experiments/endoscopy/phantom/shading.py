@@ -45,10 +45,10 @@ def _surface(scene: Scene, camera: Camera, pose: Pose, hits: Hits) -> tuple[np.n
     for index, polyp in enumerate(scene.polyps):
         for part, body in enumerate(polyp.parts):
             at = np.flatnonzero((hits.polyp == index) & (hits.part == part))
-            ridges, blotches[at], relief[at] = _pit_values(body, hits.local[:, at], footprint[at])
+            ridges, blotches[at], relief[at] = _pit_values(body, polyp.pits, hits.local[:, at], footprint[at])
             albedo[:, at] = (polyp.tint.astype(np.float32) * _MUCOSA)[:, None] * (1 + 0.10 * blotches[at])
             if part == 0:
-                albedo[:, at] += _RIDGE[:, None] * ridges
+                albedo[:, at] += _RIDGE[:, None] * np.float32(polyp.ridges) * ridges
     return albedo * scene.cast[:, None].astype(np.float32), blotches, relief
 
 
@@ -63,12 +63,15 @@ def _wall_values(scene: Scene, pose: Pose, hits: Hits, footprint: np.ndarray) ->
     return wall_tile().at(around + start_x, along + start_y, footprint)
 
 
-def _pit_values(body: Ellipsoid, local: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """The channels of the texture of a part of a polyp, which is laid around its top, equidistant from there."""
+def _pit_values(body: Ellipsoid, pits: float, local: np.ndarray, footprint: np.ndarray) -> np.ndarray:
+    """The channels of the texture of a part of a polyp, which is laid around its top, equidistant from there.
+
+    It is `pits` times as wide as that of the tile.
+    """
     x, y, z = local
     arc = np.arccos(np.clip(z, -1, 1)) / np.maximum(np.hypot(x, y), np.float32(1e-3))
-    across, along = (v * arc * np.float32(s) for v, s in zip((x, y), body.semi_axes[:2], strict=True))
-    return pit_tile().at(across, along + np.float32(7 * body.phase), footprint)
+    across, along = (v * arc * np.float32(s / pits) for v, s in zip((x, y), body.semi_axes[:2], strict=True))
+    return pit_tile().at(across, along + np.float32(7 * body.phase), footprint * np.float32(1 / pits))
 
 
 def _light(scene: Scene, hits: Hits, blotches: np.ndarray, relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,16 +4,20 @@ from typing import Any
 
 import numpy as np
 
+from fsg_jax.endoscopy.index.label_codes import LABELS
+
 _HEADER = np.dtype(
     [("magic", "S4"), ("depth", "?"), ("size", "<u4"), ("row", "<i8"), ("box", "<f4", (4,)), ("size_mm", "<f4")]
+    + [(name, "<i4") for name in LABELS]
 )
-_MAGIC = b"FSG1"
+_MAGIC = b"FSG2"
 
 
 def encode_example(example: dict[str, Any]) -> bytes:
     """The bytes of an example of `FrameSource`."""
     size, depth = len(example["frame"]), example.get("depth")
-    header = np.array((_MAGIC, depth is not None, size, example["row"], example["box"], example["size_mm"]), _HEADER)
+    values = (example[name] for name in ("row", "box", "size_mm", *LABELS))
+    header = np.array((_MAGIC, depth is not None, size, *values), _HEADER)
     return b"".join([header.tobytes(), example["frame"].tobytes(), b"" if depth is None else depth.tobytes()])
 
 
@@ -35,4 +39,5 @@ def decode_example(record: bytes) -> dict[str, Any]:
     example: dict[str, Any] = {"frame": frame.reshape(size, size, 3).copy(), "box": header["box"].astype(np.float32)}
     if has_depth:
         example["depth"] = np.frombuffer(record, "<f4", offset=frame_end).reshape(size, size).astype(np.float32)
-    return example | {"size_mm": np.float32(header["size_mm"]), "row": np.int64(header["row"])}
+    example |= {"size_mm": np.float32(header["size_mm"])} | {name: np.int32(header[name]) for name in LABELS}
+    return example | {"row": np.int64(header["row"])}

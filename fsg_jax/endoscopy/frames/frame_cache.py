@@ -17,13 +17,15 @@ from fsg_jax._files import TEMPORARY, check_file, lock, read_json, replacing, wr
 from fsg_jax.data.extras import import_extra
 from fsg_jax.endoscopy.frames.example_bytes import decode_example, encode_example
 from fsg_jax.endoscopy.frames.source import FrameError, FrameSource, check_row
+from fsg_jax.endoscopy.index.label_codes import LABELS
 from fsg_jax.endoscopy.index.schema import LARGEST
 
 _MANIFEST, _LOCK = "manifest.json", "lock"
 _FILES = "files.npy"
 """Size and mtime (ns) of the frame, and of the depth map, behind every row."""
-_FORMAT = 1
-_IN_EXAMPLES = ("dataset", "image_path", "shape", "box", "size_mm")
+_FORMAT = 2
+"""1 had no labels in the examples."""
+_IN_EXAMPLES = ("dataset", "image_path", "shape", "box", "size_mm", *LABELS)
 _OPTIONS = {"none": "group_size:1,uncompressed", "snappy": "group_size:1,snappy", "zstd": "group_size:1,zstd:1"}
 _SHARDS, _SMALLEST = 256, 256
 _MOST_SHARDS, _LARGEST_SIZE = 2**16, 2**13
@@ -135,7 +137,9 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError(f"expected format {_FORMAT}, found {values.get('format')!r}")
         return Manifest(**values)
     except (ValueError, TypeError) as error:
-        raise CacheError(f"{path} is damaged ({error}); delete the folder and {_REMEDY}") from error
+        raise CacheError(
+            f"{path} is damaged or of another version ({error}); delete the folder and {_REMEDY}"
+        ) from error
 
 
 def build_cache(
@@ -209,7 +213,7 @@ def _check_same(directory: Path, source: FrameSource, here: Manifest, files: np.
     differ = {name: value for name, value in dataclasses.asdict(here).items() if value != there[name]}
     settings = [f"{name} {there[name]} (here {value})" for name, value in differ.items() if name != "rows_sha256"]
     if differ:
-        found = ", ".join(settings) or "other frames, boxes or sizes in the rows of the index"
+        found = ", ".join(settings) or "other frames, boxes, sizes or labels in the rows of the index"
     else:
         found = _changed(directory, source, files)
     if found:

@@ -1,4 +1,4 @@
-"""From a row of the index to an example: frame, box, depth map and size."""
+"""From a row of the index to an example: frame, box, depth map, size and labels."""
 
 import operator
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from fsg_jax._checks import check_integer
 from fsg_jax.endoscopy.frames.decode import FrameError, Placement, place_box, place_frame, read_image
 from fsg_jax.endoscopy.frames.depth_maps import DEPTH_INFO, DEPTH_MAX, depth_path, read_depth, read_depth_info
+from fsg_jax.endoscopy.index.label_codes import LABELS, label_codes
 from fsg_jax.endoscopy.index.schema import Table
 
 _REMEDY = "index again if the files have changed"
@@ -33,6 +34,8 @@ class FrameSource:
       depth: float32 (size, size), only with ``depth_root``; larger is nearer, and the scale is arbitrary: maps whose
         ``depth.json`` says that larger is farther are turned round.
       size_mm: float32, NaN where the index has none.
+      histology, site: int32, the places in `HISTOLOGIES` and `SITES`, -1 where the index has none. The rows that
+        `fsg_jax.data.pad_batch` adds have 0, as in all else: only ``valid`` tells them from labels.
       row: int64, the row of the table.
 
     EXIF orientation is not applied: boxes are in stored pixels. The object holds arrays, no table; it can be pickled
@@ -85,7 +88,8 @@ class FrameSource:
         if (path := self.depth_path(index)) is not None:
             depth = read_depth(path, placement)
             example["depth"] = np.float32(DEPTH_MAX) - depth if self.farther else depth
-        return example | {"size_mm": self.columns["size_mm"][index], "row": np.int64(index)}
+        example |= {name: self.columns[name][index] for name in ("size_mm", *LABELS)}
+        return example | {"row": np.int64(index)}
 
     def frame_path(self, row: SupportsIndex) -> Path:
         """Returns the file of the frame."""
@@ -134,4 +138,5 @@ def _columns(table: Table) -> dict[str, np.ndarray]:
         "shape": stack("width", "height"),
         "box": stack("xmin", "ymin", "xmax", "ymax"),
         "size_mm": table.column("size_mm").to_numpy().astype(np.float32),
+        **{name: label_codes(table, name) for name in LABELS},
     }

@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from fsg_jax._checks import expect
 from fsg_jax._files import check_file, parse_json, replacing
 from fsg_jax.data.extras import import_extra
+from fsg_jax.endoscopy.index.label_codes import LABELS, label_codes
 from fsg_jax.endoscopy.index.seals import COMMAND, check_seal, table_digest
 
 Table: TypeAlias = Any
@@ -23,18 +24,19 @@ Rows = Int64[np.ndarray, " rows"]
 _TEXTS = ("dataset", "video_id", "patient_id", "polyp_id", "frame_id", "image_path", "mask_path")
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 COLUMNS = dict.fromkeys(_TEXTS, "string") | dict.fromkeys(("width", "height", *_BOX), "int32")
-COLUMNS |= {"size_mm": "float32", "size_censored": "bool", "synthetic": "bool"}
+COLUMNS |= {"size_mm": "float32", "size_censored": "bool", "synthetic": "bool"} | dict.fromkeys(LABELS, "string")
 """Name and Arrow type of every column; one row is one polyp in one frame.
 
 Paths are relative to the dataset's root, with forward slashes. `mask_path` is null where there is no segmentation,
 `size_mm` where no size is known (which only a dataset without sizes has). The box is half-open, ``xmin <= x < xmax``,
-in pixels of the frame, inside it. `size_censored`: the polyp is `size_mm` or larger.
+in pixels of the frame, inside it. `size_censored`: the polyp is `size_mm` or larger. `histology` and `site` are of
+`LABELS`, null where they are not known; an index of before they were columns is read as one that knows none.
 """
 
 METADATA = b"fsg_jax.index"
 LARGEST = 2**24
 """Rows of an index; one with more is refused before it is read."""
-_NULLABLE = ("mask_path", "size_mm")
+_NULLABLE = ("mask_path", "size_mm", *LABELS)
 _SEPARATOR = "\0"
 
 
@@ -118,9 +120,10 @@ def read_index(*paths: Path) -> tuple[Table, dict[str, Path]]:
         file = index_file(path)
         table, metadata = _read(file)
         found = _parse(metadata, file)
+        sealed = [name for name in COLUMNS if name in table.column_names]
         table = check_index(table, str(file)).replace_schema_metadata(None)
         if "sha256" in found:
-            check_seal(file, found["sha256"], table_digest(table, found["roots"]))
+            check_seal(file, found["sha256"], table_digest(table.select(sealed), found["roots"]))
         if twice := sorted(found["roots"].keys() & roots.keys()):
             raise ValueError(f"{path}: expected each dataset in one index, found {twice[0]!r} again")
         tables.append(table)
@@ -194,12 +197,16 @@ def _parse(metadata: Any, file: Path) -> dict[str, Any]:
 
 
 def check_index(table: Table, origin: str) -> Table:
-    """`table` cast to the schema.
+    """`table` cast to the schema; where it has none of the columns `LABELS`, as of earlier code, they are null.
 
     Raises:
-      ValueError: columns are missing, twice there or of another type, or a value is null that must not be.
+      ValueError: columns are missing, twice there or of another type, a value is null that must not be, or a label is
+        none of `LABELS`.
     """
     pa = import_extra("pyarrow", "endoscopy")
+    if not LABELS.keys() & set(table.column_names):
+        for name in LABELS:
+            table = table.append_column(name, pa.nulls(len(table), pa.string()))
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(f"{origin}: expected columns {missing}, found {table.column_names}")
     if twice := [name for name in COLUMNS if table.column_names.count(name) > 1]:
@@ -207,9 +214,14 @@ def check_index(table: Table, origin: str) -> Table:
     if nulls := [name for name in COLUMNS if name not in _NULLABLE and table.column(name).null_count]:
         raise ValueError(f"{origin}: expected empty values in {list(_NULLABLE)} only, found some in {nulls}")
     try:
-        return table.select(list(COLUMNS)).cast(index_schema())
+        table = table.select(list(COLUMNS)).cast(index_schema())
+        for name in LABELS:
+            label_codes(table, name)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{origin}: expected the types of an index, found {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    return table
 
 
 def polyp_keys(table: Table, column: str = "polyp_id") -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fsg_jax._files import read_json, write_text
 from fsg_jax.data.extras import import_extra
+from fsg_jax.endoscopy.index.label_codes import LABELS
 from fsg_jax.endoscopy.index.schema import Table, from_rows, natural_key, write_index
 from fsg_jax.endoscopy.readers.layout import Chunk, Layout
 from fsg_jax.endoscopy.readers.parallel import map_bounded
@@ -56,9 +57,18 @@ def build_index(
         **{name: counts[name] for name in ("files", "frames with boxes", "frames without lesion", "images")},
         "rows": len(table),
         **{name: len(table.column(column).unique()) for name, column in distinct.items()},
+        **{name: count_labels(table, name) for name in LABELS},
         **{"dropped": dropped, "notes": notes},
         **{"seconds": round(seconds, 2), "files_read_now": fresh, "files_per_second": round(fresh / seconds, 1)},
     }
+
+
+def count_labels(table: Table, name: str) -> dict[str, int]:
+    """How many polyps of one dataset have each value of ``LABELS[name]`` that occurs, and how many have none."""
+    found = Counter(
+        dict(zip(table.column("polyp_id").to_pylist(), table.column(name).to_pylist(), strict=True)).values()
+    )
+    return {value or "not known": found[value] for value in (*LABELS[name], None) if found[value]}
 
 
 def _part(out: Path, chunk: Chunk) -> Path:
@@ -76,12 +86,14 @@ def _left(layout: Layout, out: Path, parts: list[Path], progress: Callable[[int]
 
 
 def _is_done(part: Path, chunk: Chunk) -> bool:
-    """Whether the part is of the chunk as it is; parts of older versions have no rows, and are made again."""
+    """Whether the part is of the chunk as it is; parts of older versions lack rows or labels, and are made again."""
     try:
         found = read_json(part)
     except (FileNotFoundError, ValueError):
         return False
-    return found.get("key") == chunk.key and "rows" in found
+    return (
+        found.get("key") == chunk.key and "rows" in found and all(row.keys() >= LABELS.keys() for row in found["rows"])
+    )
 
 
 def _read_chunk(layout: Layout, out: Path, chunk: Chunk) -> int:

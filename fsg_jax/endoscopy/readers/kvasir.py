@@ -1,4 +1,4 @@
-"""Kvasir-SEG: real polyps with boxes and masks, without sizes.
+"""Kvasir-SEG: real polyps with boxes and masks, without sizes, histology and site.
 
 As distributed, or resized:
 
@@ -29,6 +29,7 @@ from fsg_jax.endoscopy.index.schema import Table, from_rows, natural_key
 from fsg_jax.endoscopy.readers import layout
 from fsg_jax.endoscopy.readers.boxes import CORNERS, Box, parse_pixels
 from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part
+from fsg_jax.endoscopy.readers.lesion_labels import PolypLabels
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
 from fsg_jax.endoscopy.readers.verify import MAX_BYTES as MAX_IMAGE
@@ -85,7 +86,8 @@ def open_kvasir(root: Path, *, name: str = "kvasir_seg", verify: Verify = "decod
     check_file(found[0], MAX_BYTES)
     entries, events = _read_csv(found[0]) if found[0].name == CSV_FILE else _read_json(found[0])
     entries.sort(key=lambda entry: natural_key(entry.kvasir_id))
-    return Kvasir(name, root, verify, PolypSizes(), {}, layout.is_synthetic(root), events, tuple(entries))
+    tables = PolypSizes(), PolypLabels()
+    return Kvasir(name, root, verify, *tables, {}, layout.is_synthetic(root), events, tuple(entries))
 
 
 def read_kvasir(root: str | os.PathLike) -> tuple[Table, list[Event]]:

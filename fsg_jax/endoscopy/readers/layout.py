@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from fsg_jax._files import is_system_file
 from fsg_jax.endoscopy.readers.boxes import Box, fit_box
+from fsg_jax.endoscopy.readers.lesion_labels import PolypLabels
 from fsg_jax.endoscopy.readers.reports import Event, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import PolypSizes, Size
 from fsg_jax.endoscopy.readers.verify import Verify
@@ -43,8 +44,8 @@ class Frame(NamedTuple):
     height: int
     mask_path: str | None = None
 
-    def row(self, polyp_id: str, box: Box, size: Size, **others: str | bool) -> dict[str, Any]:
-        """One row of the index; `others` are dataset, patient_id and synthetic."""
+    def row(self, polyp_id: str, box: Box, size: Size, **others: str | bool | None) -> dict[str, Any]:
+        """One row of the index; `others` are dataset, patient_id, synthetic, and the labels where there are any."""
         sizes = {"size_mm": size.mm, "size_censored": size.censored}
         return {**self._asdict(), "polyp_id": polyp_id, **box._asdict(), **sizes, **others}
 
@@ -86,6 +87,7 @@ class Layout(ABC):
     root: Path
     verify: Verify
     sizes: PolypSizes
+    labels: PolypLabels
     patients: Patients
     synthetic: bool
     events: list[Event]
@@ -105,7 +107,8 @@ class Layout(ABC):
     def row(self, frame: Frame, polyp_id: str, box: Box, size: Size) -> dict[str, Any]:
         """One row of the index."""
         patient = self.patients.get(frame.video_id, frame.video_id)
-        return frame.row(polyp_id, box, size, dataset=self.name, patient_id=patient, synthetic=self.synthetic)
+        labels: dict[str, Any] = self.labels.of(polyp_id)
+        return frame.row(polyp_id, box, size, dataset=self.name, patient_id=patient, synthetic=self.synthetic, **labels)
 
 
 def check_patients(patients: Patients, videos: Iterable[str]) -> None:

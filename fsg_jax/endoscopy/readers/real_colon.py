@@ -2,7 +2,7 @@
 
     ROOT/{video}_frames/{video}_{t}.jpg
     ROOT/{video}_annotations/{video}_{t}.xml      (or {video}_annotation)
-    ROOT/lesion_info.csv                          unique_object_id, size [mm], ...
+    ROOT/lesion_info.csv                          unique_object_id, size [mm], histology_class, site, ...
     ROOT/video_info.csv                           unique_video_name, num_frames, ... (may be absent)
 
 Source: Biffi et al. 2024, "REAL-Colon: A dataset for developing real-world AI applications in colonoscopy",
@@ -20,6 +20,7 @@ from fsg_jax.endoscopy.index.schema import natural_key
 from fsg_jax.endoscopy.readers import layout
 from fsg_jax.endoscopy.readers.boxes import Box
 from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, Patients, list_names
+from fsg_jax.endoscopy.readers.lesion_labels import read_published_labels
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import Size, read_sizes
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
@@ -37,6 +38,8 @@ def open_real_colon(
 ) -> "RealColon":
     """Opens the dataset under `root`, ready to be indexed.
 
+    A polyp whose histology or site is not in lesion_info.csv, or not one that is known, has none, which is noted.
+
     Args:
       root: the folder that holds the folders of the videos.
       name: the dataset's name in the index.
@@ -50,7 +53,9 @@ def open_real_colon(
         `patients` has none of the videos.
     """
     root = layout.check_root(root)
-    sizes = read_sizes(root / "lesion_info.csv", "unique_object_id", "size [mm]")
+    lesions = root / "lesion_info.csv"
+    sizes = read_sizes(lesions, "unique_object_id", "size [mm]")
+    labels = read_published_labels(lesions, "unique_object_id", {"histology": "histology_class", "site": "site"})
     videos = _find_videos(root)
     info = root / "video_info.csv"
     num_frames: dict[str, str] = {}
@@ -60,10 +65,10 @@ def open_real_colon(
         num_frames |= {video: plain_id(row["num_frames"])} if video else {}
     shown = {name.removesuffix("_frames") for name in list_names(root) if name.endswith("_frames")}
     bare = sorted((shown | num_frames.keys()) - videos.keys(), key=natural_key)
-    events = sizes.events + [Event(f"{video}_annotations", "", Note.NO_FOLDER, "") for video in bare]
+    events = sizes.events + labels.events + [Event(f"{video}_annotations", "", Note.NO_FOLDER, "") for video in bare]
     synthetic = layout.is_synthetic(root)
     layout.check_patients(patients or {}, videos)
-    return RealColon(name, root, verify, sizes, patients or {}, synthetic, events, videos, num_frames)
+    return RealColon(name, root, verify, sizes, labels, patients or {}, synthetic, events, videos, num_frames)
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,10 @@ _DATABASES = {
 def export_lists(table: Table, out: Path) -> list[Path]:
     """Writes ``polypsizing_{real,sun}_part{k}.csv``, at most 5000 rows each, k from 1.
 
-    The lists have no place for video, patient, mask, and whether a size is censored or the data synthetic. Frame paths
-    begin with the reference's macro for the root, and go on as on disk (also for SUN as distributed). The cells are as
-    in the index even where a spreadsheet would take one for a formula, for programs read them back.
+    The lists have no place for video, patient, mask, histology, site, and whether a size is censored or the data
+    synthetic. Frame paths begin with the reference's macro for the root, and go on as on disk (also for SUN as
+    distributed). The cells are as in the index even where a spreadsheet would take one for a formula, for programs read
+    them back.
 
     Raises:
       ValueError: a dataset is neither REAL-Colon nor SUN by its name, two are the same one, or a polyp has no size.

@@ -60,6 +60,13 @@ class Note(StrEnum):
     FRAME_COUNT = "number of frames differs from video_info.csv"
     NO_BOX = "polyp without a box in the index"
     NO_MASK = "frame without a usable mask"
+    LABEL_SPELLING = "histology or site in another spelling"
+    LABEL_UNKNOWN = "histology or site that is not known, left out"
+    LABEL_MISSING = "polyp without a histology or site"
+    LABEL_COLUMN = "table without a column of histology or site"
+    LABEL_CONFLICT = "polyp with conflicting histology or site, left out"
+    LABEL_UNUSED = "labels of a polyp that the dataset lacks"
+    LABEL_UNLISTED = "polyp that the table of labels lacks"
     BOX_AND_MASK = "boxes and mask differ by more than 5 % of the frame"
 
 

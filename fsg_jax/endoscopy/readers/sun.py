@@ -6,9 +6,11 @@ As distributed, or with its frames renamed for the code of Roffo et al. 2024:
     ROOT/renamed/case{N}/image_{number, three digits or more}.jpg
     ROOT/sundatabase_positive_part1/annotation_txt/case{N}.txt           or ROOT/annotation_txt/...
     ROOT/metadata/sun_dataset_labels.csv                                 ID, Size
+    a table of the user's own, anywhere                                  case, histology, site
 
-A line is ``FILENAME xmin,ymin,xmax,ymax,class`` with any number of boxes; class 1 is no polyp. SUN publishes the sizes
-as a table on its site, which the user writes as the CSV. Folders of negative frames are not read.
+A line is ``FILENAME xmin,ymin,xmax,ymax,class`` with any number of boxes; class 1 is no polyp. SUN publishes sizes,
+diagnoses and locations as a table on its site, which the user writes as the CSVs. Folders of negative frames are not
+read.
 
 Source: Misawa et al. 2021, "Development of a computer-aided detection system for colonoscopy and a publicly accessible
 large colonoscopy video database", Gastrointest. Endosc. 93.
@@ -25,6 +27,7 @@ from fsg_jax.endoscopy.index.csv_rows import plain_id
 from fsg_jax.endoscopy.index.schema import natural_key
 from fsg_jax.endoscopy.readers import layout
 from fsg_jax.endoscopy.readers.layout import Chunk, Frame, Part, Patients, list_names
+from fsg_jax.endoscopy.readers.lesion_labels import PolypLabels, read_own_labels
 from fsg_jax.endoscopy.readers.reports import Event, Note, Reason, RefusedError
 from fsg_jax.endoscopy.readers.sizes import read_sizes
 from fsg_jax.endoscopy.readers.verify import Verify, check_frame
@@ -45,6 +48,7 @@ def open_sun(
     root: Path,
     *,
     sizes: Path | None = None,
+    labels: Path | None = None,
     name: str = "sun",
     verify: Verify = "decode",
     patients: Patients | None = None,
@@ -54,15 +58,16 @@ def open_sun(
     Args:
       root: the folder that holds the parts or the cases.
       sizes: a CSV with columns ID (case number) and Size; None: `SIZES` under `root`.
+      labels: a CSV with columns case, histology and site, see `read_own_labels`; None: they are not known.
       name: the dataset's name in the index.
       verify: what is done with the image of every frame that has a box, see `check_frame`. As SUN notes no frame
         size, the header is read in any case.
       patients: patient of each case, ``1`` or ``case1``; a case that is not there is a patient of its own.
 
     Raises:
-      FileNotFoundError: the folder, the sizes, or every annotation is missing.
-      ValueError: the CSV lacks a column, a case has two annotation files, or `patients` has no case of the dataset, or
-        one twice.
+      FileNotFoundError: the folder, the sizes, the labels, or every annotation is missing.
+      ValueError: a CSV lacks a column, the labels are not as `read_own_labels` wants them, a case has two annotation
+        files, or `patients` has no case of the dataset, or one twice.
     """
     root = layout.check_root(root)
     table = read_sizes(sizes or root / SIZES, "ID", "Size", _case_number)
@@ -82,7 +87,9 @@ def open_sun(
     if len(numbered) < len(patients or {}):
         raise ValueError(f"patients: expected every case once, found {len(patients or {}) - len(numbered)} again")
     layout.check_patients(numbered, files)
-    return Sun(name, root, verify, table, numbered, layout.is_synthetic(root), events, annotations, folders)
+    known = read_own_labels(labels, "case", _case_number, annotations) if labels else PolypLabels()
+    events += known.events
+    return Sun(name, root, verify, table, known, numbered, layout.is_synthetic(root), events, annotations, folders)
 
 
 @dataclass(frozen=True)
