@@ -1,7 +1,8 @@
 """Heads of experts in the configurations: which one, how wide, who moves its gates, and how its experts are used."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import jax
@@ -80,21 +81,37 @@ def make_head(
     own = {k: v for k, v in vars(config).items() if k not in ("name", "parameters", "width", "hidden", "tower")}
     own = {k: v for k, v in own.items() if v is not None}
     own |= {"expert_hidden": config.hidden, "tower_hidden": config.tower, "groups": dict(groups), **options}
+    width = config.width
+    if config.parameters is not None:
+        members = tuple((name, tuple(group)) for name, group in groups.items())
+        width = fit_width(config, tuple(tasks.items()), members, inputs)
+    return expert_head(config.name, tasks, expert_width=width, **own)
 
-    def head(width: int) -> ExpertHead:
-        return expert_head(config.name, tasks, expert_width=width, **own)
 
-    if config.parameters is None:
-        return head(config.width)
-    wanted, low, high = config.parameters, 1, 2**14
+@cache
+def fit_width(
+    config: Head, tasks: tuple[tuple[str, int], ...], groups: tuple[tuple[str, tuple[str, ...]], ...], inputs: int
+) -> int:
+    """The width of the experts with which a head has the number of parameters that the configuration asks for.
+
+    Raises:
+      ValueError: as `make_head`.
+    """
+
+    def size(width: int) -> int:
+        return count(
+            make_head(replace(config, parameters=None, width=width), dict(tasks), dict(groups), inputs), inputs
+        )
+
+    wanted, low, high = config.parameters or 0, 1, 2**14
     while low < high:  # the smallest width with at least that many
         middle = (low + high) // 2
-        low, high = (low, middle) if count(head(middle), inputs) >= wanted else (middle + 1, high)
-    width = min(max(low - 1, 1), low, key=lambda width: abs(count(head(width), inputs) - wanted))
-    found = count(head(width), inputs)
-    near = abs(found - wanted) <= TOLERANCE * wanted
-    expect(near, f"parameters of the head {config.name}", f"{wanted} within 5 %", f"{found} at width {width}")
-    return head(width)
+        low, high = (low, middle) if size(middle) >= wanted else (middle + 1, high)
+    width = min(max(low - 1, 1), low, key=lambda width: abs(size(width) - wanted))
+    near = abs(size(width) - wanted) <= TOLERANCE * wanted
+    found = f"{size(width)} at width {width}"
+    expect(near, f"parameters of the head {config.name}", f"{wanted} within 5 %", found)
+    return width
 
 
 def count(head: ExpertHead, inputs: int) -> int:
