@@ -1,8 +1,8 @@
 """Heads of experts in the configurations: which one, how wide, who moves its gates, and how its experts are used."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 import jax
@@ -112,6 +112,12 @@ def fit_width(
     found = f"{size(width)} at width {width}"
     expect(near, f"parameters of the head {config.name}", f"{wanted} within 5 %", found)
     return width
+
+
+def factory(head: ExpertHead) -> Any:
+    """What makes heads like this one, as a model takes it."""
+    own = {f.name: getattr(head, f.name) for f in fields(head) if f.name not in ("parent", "name")}
+    return partial(ExpertHead, **own)
 
 
 def count(head: ExpertHead, inputs: int) -> int:

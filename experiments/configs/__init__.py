@@ -13,6 +13,7 @@ from experiments.configs import (
     multitask_groups,
     multitask_synthetic,
     polyp_phantom,
+    polyp_tasks,
     polyps,
 )
 
@@ -20,7 +21,7 @@ _MODULES: tuple[Any, ...] = (
     *(digits, cifar100_resnet18, cifar100_resnet18_strong, cifar100_vit_tiny, cifar100_speedrun),
     cifar100_finetune,
     *(multitask_synthetic, multitask_groups),
-    *(polyps, polyp_phantom),
+    *(polyps, polyp_phantom, polyp_tasks),
 )
 CONFIGS: dict[str, tuple[BaseExperiment, str]] = {m.CONFIG.name: (m.CONFIG, m.__doc__ or "") for m in _MODULES}
 SPACES: dict[str, dict[str, str]] = {m.CONFIG.name: m.SPACE for m in _MODULES}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from experiments.config import BaseExperiment, Count, Depth, Side, Start, Variant, Width, Workers, change, within
+from experiments.head import Head
 
 if TYPE_CHECKING:
     from experiments.task import Task
@@ -135,11 +136,42 @@ class PolypExperiment(BaseExperiment):
 
     def variants(self, streams: tuple[str, ...], folds: tuple[int, ...]) -> list[list[Variant]]:
         """See `BaseExperiment`; without `folds`, all folds of the split file."""
-        from experiments.endoscopy.cohort import num_folds
+        return polyp_variants(self, streams, folds)
 
-        def variant(names: str, fold: int) -> Variant:
-            changed = change(self, {"model.streams": tuple(names.split("+")), "data.fold": fold})
-            return Variant(changed, names, f"fold-{fold}-")
 
-        streams = streams or ("+".join(self.model.streams),)
-        return [[variant(names, fold) for names in streams] for fold in folds or range(num_folds(self.data.splits))]
+@dataclass(frozen=True)
+class PolypTasksExperiment(BaseExperiment):
+    """Several questions about a polyp, answered by one network."""
+
+    data: PolypData = field(default_factory=PolypData)
+    model: MultiStream = field(default_factory=MultiStream)
+    head: Head = field(default_factory=Head)
+    tasks: tuple[Literal["size", "size_class", "histology", "site"], ...] = ("size", "size_class", "histology", "site")
+    weights: tuple[tuple[str, float], ...] = ()
+    """Weight of the loss of a task, by its name; 1 where none is given."""
+    loss: SizeLoss = field(default_factory=SizeLoss)
+    """Of the task ``size``."""
+
+    default_seeds: ClassVar[int] = 1
+
+    def make_task(self) -> "Task":
+        """See `BaseExperiment`."""
+        from experiments.endoscopy.polyp_tasks import make_task  # needs the endoscopy extra
+
+        return make_task(self)
+
+    def variants(self, streams: tuple[str, ...], folds: tuple[int, ...]) -> list[list[Variant]]:
+        """See `BaseExperiment`; without `folds`, all folds of the split file."""
+        return polyp_variants(self, streams, folds)
+
+
+def polyp_variants(experiment: Any, streams: tuple[str, ...], folds: tuple[int, ...]) -> list[list[Variant]]:
+    """A list for each fold, of all in the split file if none is given, with a variant for each set of streams."""
+    from experiments.endoscopy.cohort import num_folds
+
+    def variant(names: str, fold: int) -> Variant:
+        changed = change(experiment, {"model.streams": tuple(names.split("+")), "data.fold": fold})
+        return Variant(changed, names, f"fold-{fold}-")
+
+    streams = streams or ("+".join(experiment.model.streams),)
+    return [[variant(names, fold) for names in streams] for fold in folds or range(num_folds(experiment.data.splits))]

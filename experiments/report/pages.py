@@ -35,7 +35,7 @@ def write_report(directory: Path, /, out: Path | None = None, *, resamples: int 
     directory, out = Path(directory), Path(out or directory)
     results = load(directory)
     if results.kind == "several tasks":
-        template, section = "tasks", tasks.content(results)
+        template, section = "tasks", tasks.content(directory, results, resamples)
     elif results.kind == "polyp sizing":
         from experiments.report import polyps  # needs pyarrow
 

@@ -109,7 +109,7 @@ def _read(path: Path, seed: int) -> Predictions:
 
 
 def _parse(path: Path, seed: int) -> Predictions:
-    table = _table(path)
+    table = read_table(path)
     if len(set(table.column_names)) < table.num_columns:
         raise RecordsError(f"{path}: expected each column once, found {table.column_names}")
     scheme = _scheme(table)
@@ -123,7 +123,7 @@ def _parse(path: Path, seed: int) -> Predictions:
     columns["frame"] = frame
     for name in ("size_mm", *outputs, *BASELINES):
         if name in table.column_names:
-            values = columns[BASELINES.get(name, name)] = _numbers(table, name)
+            values = columns[BASELINES.get(name, name)] = numbers(table, name)
             if bad := int((~np.isfinite(values)).sum()):
                 raise RecordsError(f"{path}, {name}: expected finite values, found {bad} of {len(values)} that are not")
     return Predictions(columns, scheme)
@@ -133,11 +133,16 @@ def _scheme(table: Any) -> ClassScheme | None:
     """The classes whose probabilities the table has; None for a regression, where they are missing or empty."""
     for scheme in SCHEMES.values():
         if set(scheme.columns) <= set(table.column_names):
-            return None if np.isnan(_numbers(table, scheme.columns[0])).all() else scheme
+            return None if np.isnan(numbers(table, scheme.columns[0])).all() else scheme
     return None
 
 
-def _table(path: Path) -> Any:
+def read_table(path: Path) -> Any:
+    """The table of a file of predictions, Parquet or CSV.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected the predictions of a run, found no such file")
     check_file(path)
@@ -149,7 +154,7 @@ def _table(path: Path) -> Any:
         return file.read()
 
 
-def _numbers(table: Any, name: str) -> np.ndarray:
+def numbers(table: Any, name: str) -> np.ndarray:
     """A column with NaN for what is missing."""
     kind = table.schema.field(name).type
     if "string" in str(kind) or "bool" in str(kind):  # which NumPy would read as numbers

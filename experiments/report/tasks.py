@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,21 @@ ANOMALIES = {
 }
 
 
-def content(results: Results) -> dict[str, Any]:
-    """Variables of the templates ``tasks``; ``warnings`` are those of this section."""
-    arms = results.arms
-    tasks = results.finished[0]["tasks"]
+def content(directory: Path, results: Results, resamples: int) -> dict[str, Any]:
+    """Variables of the templates ``tasks``; ``warnings`` are those of this section.
+
+    Raises:
+        FileNotFoundError, RecordsError: A file of predictions is missing or cannot be used.
+    """
+    arms, first_record = results.arms, results.finished[0]
+    pooled = None
+    if "predictions" in first_record:
+        from experiments.report import polyp_tasks  # needs pyarrow
+
+        estimates, differences = polyp_tasks.tables(directory, arms, resamples)
+        labels = polyp_tasks.label_table(first_record.get("labelled", {}))
+        pooled = {"estimates": estimates, "differences": differences, "labels": labels, "resamples": resamples}
+    tasks = first_record["tasks"]
     first = next(iter(tasks.values()))["metric"]
     pairs = {task: _pairs(arms, row["metric"]) for task, row in tasks.items()}
     curves = {f"val_{row['metric']}": (f"validation {row['metric']}", 1.0) for row in tasks.values()}
@@ -32,6 +44,8 @@ def content(results: Results) -> dict[str, Any]:
         "differences": {task: _differences(found) for task, found in pairs.items()},
         "difference_plot": _plot(pairs[next(iter(tasks))], colours(arms), first),
         "first": first,
+        "pooled_polyps": pooled,
+        "synthetic": any(record.get("synthetic") for record in results.finished),
         "anomalies": _anomalies(arms),
         "usage": {f"{arm}, level {i + 1}": figure for arm, records in arms.items() for i, figure in _usage(records)},
         "curves": learning_curves(arms, curves),
