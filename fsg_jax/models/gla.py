@@ -1,0 +1,156 @@
+"""Gated linear attention (Yang et al. 2023, arXiv 2312.06635): attention through a state that decays, in linear time.
+
+Per head, with a state ``S`` of shape (d_k, d_v), zero before the first token, and log-gates ``g <= 0`` a key channel::
+
+    S_t = diag(exp(g_t)) S_{t-1} + k_t^T v_t        o_t = scale * q_t S_t
+
+The three forms compute the same. No form subtracts sums of log-gates or divides by a decay: every exponent is itself a
+sum of log-gates, so strong gates neither overflow nor lose digits, and ``-inf`` is a gate that forgets everything.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fsg_jax._checks import expect, look_up
+
+Keys = Float[Array, "batch time heads d_k"]
+Values = Float[Array, "batch time heads d_v"]
+State = Float[Array, "batch heads d_k d_v"]
+Form = Callable[[Array, Array, Array, Array, Array, int], tuple[Array, Array]]
+
+CHUNK = 64
+"""Tokens of a chunk; see docs/vig.md for the measurement behind it."""
+
+
+def gated_linear_attention(
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_gate: Keys,
+    *,
+    scale: float | None = None,
+    initial_state: State | None = None,
+    reverse: bool = False,
+    output_final_state: bool = False,
+    form: str = "chunked",
+    chunk: int = CHUNK,
+) -> Values | tuple[Values, State]:
+    """Gated linear attention of every token to itself and to those before it.
+
+    Works for any number of tokens, 0 and 1 included, under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.checkpoint`.
+
+    Args:
+      q, k: queries and keys.
+      v: values.
+      log_gate: logarithms of the gates, at most 0; a gate of token t multiplies what is older than t.
+      scale: of the queries; None: ``d_k ** -0.5``.
+      initial_state: what the tokens before these left; None: nothing.
+      reverse: attend to later tokens instead; the state then runs from the last token to the first.
+      output_final_state: return the state after the last token (the first, if `reverse`) too.
+      form: ``"chunked"``, products of matrices within chunks and a scan over them, recomputed in the backward pass, so
+        that only the arguments are kept; ``"recurrent"``, a scan over tokens; ``"quadratic"``, all pairs of tokens at
+        once, time^2 d_k numbers, for short inputs and tests.
+      chunk: tokens of a chunk, a power of two; a shorter input has the least power of two that holds it.
+
+    Returns:
+      The outputs, in the dtype of `v`, and if asked for the state. Products, sums and the state are float32, or float64
+      if an argument is.
+
+    Raises:
+      ValueError: shapes that do not fit, values that are not floating-point, an unknown form, a chunk that is no power
+        of two.
+    """
+    arrays = {"q": q, "k": k, "v": v, "log_gate": log_gate}
+    for name, x in arrays.items():
+        expect(jnp.issubdtype(x.dtype, jnp.floating), name, "floating-point values", x.dtype)
+        wanted = f"(batch, time, heads, {'d_v' if x is v else 'd_k'}), q having {q.shape}"
+        expect(x.ndim == 4 and x.shape[: 3 if x is v else 4] == q.shape[: 3 if x is v else 4], name, wanted, x.shape)
+    power = isinstance(chunk, int) and chunk > 0 and not chunk & (chunk - 1)
+    expect(power, "chunk", "a power of two", repr(chunk))
+    batch, time, heads, d_k = q.shape
+    shape = (batch, heads, d_k, v.shape[-1])
+    dtype = jnp.result_type(jnp.float32, *(x.dtype for x in arrays.values()))
+    state = jnp.zeros(shape, dtype) if initial_state is None else initial_state.astype(dtype)
+    expect(state.shape == shape, "initial_state", f"(batch, heads, d_k, d_v), here {shape}", state.shape)
+    compute = look_up(FORMS, form, "form of gated linear attention")
+    q, k, gate = (x.astype(dtype).swapaxes(1, 2) for x in (q * (d_k**-0.5 if scale is None else scale), k, log_gate))
+    parts = (q, k, v.astype(dtype).swapaxes(1, 2), gate)
+    parts = tuple(jnp.flip(x, 2) for x in parts) if reverse else parts
+    out, state = compute(*parts, state, min(chunk, 1 << max(time - 1, 0).bit_length()))
+    out = (jnp.flip(out, 2) if reverse else out).swapaxes(1, 2).astype(v.dtype)
+    return (out, state) if output_final_state else out
+
+
+# The forms take (batch, heads, time, d), the state and the chunk, and return outputs and state.
+
+
+def _recurrent(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: int) -> tuple[Array, Array]:
+    def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, gate = token
+        state = jnp.exp(gate)[..., None] * state + k[..., None] * v[..., None, :]
+        return state, jnp.einsum("bhk,bhkv->bhv", q, state)
+
+    state, out = jax.lax.scan(step, state, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v, gate)))
+    return jnp.moveaxis(out, 0, 2), state
+
+
+def _quadratic(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: int) -> tuple[Array, Array]:
+    time = q.shape[2]
+    later = jnp.tri(time, k=-1, dtype=bool)[..., None]  # of the token that asks than of the one that answers
+    between = jnp.cumsum(jnp.where(later, gate[:, :, :, None], 0), 2)
+    scores = jnp.einsum("bhik,bhjk,bhijk->bhij", q, k, jnp.exp(between)) * jnp.tri(time, dtype=q.dtype)
+    before = jnp.cumsum(gate, 2)
+    out = scores @ v + (q * jnp.exp(before)) @ state
+    if not time:
+        return out, state
+    kept = jnp.exp(before[:, :, -1])[..., None] * state
+    return out, kept + jnp.einsum("bhjk,bhjk,bhjv->bhkv", k, jnp.exp(between[:, :, -1]), v)
+
+
+@partial(jax.checkpoint, static_argnums=(5,))
+def _chunked(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: int) -> tuple[Array, Array]:
+    batch, heads, time, _ = q.shape
+    count = -(-time // chunk)
+    padding = [(0, 0), (0, 0), (0, count * chunk - time), (0, 0)]  # k = v = 0 and g = 0 leave the state as it is
+    q, k, v, gate = (jnp.pad(x, padding).reshape(batch, heads, count, chunk, -1) for x in (q, k, v, gate))
+    scores, before, after = _within(q, k, gate)
+    added = jnp.einsum("bhnck,bhncv->nbhkv", k * jnp.exp(after), v)
+    kept = jnp.moveaxis(jnp.exp(before[..., -1, :]), 2, 0)[..., None]
+
+    def step(state: Array, of_chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        kept, added = of_chunk
+        return kept * state + added, state
+
+    state, states = jax.lax.scan(step, state, (kept, added))
+    out = scores @ v + jnp.einsum("bhnck,nbhkv->bhncv", q * jnp.exp(before), states)
+    return out.reshape(batch, heads, count * chunk, -1)[:, :, :time], state
+
+
+def _within(q: Array, k: Array, gate: Array) -> tuple[Array, Array, Array]:
+    """The causal scores within each chunk (..., chunk, d), and log-decays from its start and to its end.
+
+    Blocks of one token are joined in pairs. A later token of a pair sees an earlier one through the decay from the
+    middle to itself, the gates after the middle up to its own, times the decay of the other to the middle.
+    """
+    *outer, chunk, _ = q.shape
+    scores = jnp.einsum("...k,...k->...", q, k)[..., None, None]
+    before, after = gate[..., None, :], jnp.zeros_like(gate)[..., None, :]  # (..., blocks, tokens of a block, d)
+    for size in (1 << i for i in range(chunk.bit_length() - 1)):
+        first, second = (lambda x: x[..., ::2, :, :]), (lambda x: x[..., 1::2, :, :])
+        pair = (*outer, chunk // size, size, q.shape[-1])
+        asked = second(q.reshape(pair)) * jnp.exp(second(before))
+        answer = first(k.reshape(pair)) * jnp.exp(first(after))
+        cross = jnp.einsum("...ik,...jk->...ij", asked, answer)
+        upper = jnp.concatenate([first(scores), jnp.zeros_like(cross)], -1)
+        scores = jnp.concatenate([upper, jnp.concatenate([cross, second(scores)], -1)], -2)
+        whole = before[..., -1:, :]
+        before = jnp.concatenate([first(before), second(before) + first(whole)], -2)
+        after = jnp.concatenate([first(after) + second(whole), second(after)], -2)
+    return scores.reshape(*outer, chunk, chunk), before.reshape(gate.shape), after.reshape(gate.shape)
+
+
+FORMS: dict[str, Form] = {"chunked": _chunked, "recurrent": _recurrent, "quadratic": _quadratic}
