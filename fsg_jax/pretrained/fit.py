@@ -11,13 +11,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fsg_jax._checks import check_integer, expect
 from fsg_jax.models.multistream import MultiStream, get_channels
-from fsg_jax.pretrained.adapt import adapt_stem, resize_positions, square
+from fsg_jax.models.positions import resize_positions, square
+from fsg_jax.pretrained.adapt import adapt_stem
 from fsg_jax.pretrained.model_json import to_json
 from fsg_jax.pretrained.names import Path
 from fsg_jax.pretrained.preprocessing import Preprocessing
 from fsg_jax.typing import Key
 
-STEMS = (("conv1",), ("stem_conv",), ("patch_embed", "proj"))
+STEMS = (("conv1",), ("stem_conv",), ("patch_embed", "proj"), ("patch_embed", "conv1"))
 POSITIONS: Path = ("params", "pos_embed")
 HEAD: Path = ("params", "head")
 
