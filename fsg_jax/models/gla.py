@@ -4,8 +4,8 @@ Per head, with a state ``S`` of shape (d_k, d_v), zero before the first token, a
 
     S_t = diag(exp(g_t)) S_{t-1} + k_t^T v_t        o_t = scale * q_t S_t
 
-The three forms compute the same. No form subtracts sums of log-gates or divides by a decay: every exponent is itself a
-sum of log-gates, so strong gates neither overflow nor lose digits, and ``-inf`` is a gate that forgets everything.
+The three forms compute the same. None subtracts sums of log-gates or divides by a decay: every exponent is itself a sum
+of log-gates, so strong gates neither overflow nor cost digits, and ``-inf`` is a gate that forgets everything.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import expect, look_up
@@ -22,8 +23,11 @@ Values = Float[Array, "batch time heads d_v"]
 State = Float[Array, "batch heads d_k d_v"]
 Form = Callable[[Array, Array, Array, Array, Array, int], tuple[Array, Array]]
 
-CHUNK = 64
+CHUNK = 32
 """Tokens of a chunk; see docs/vig.md for the measurement behind it."""
+
+LOWEST = -1e4
+"""For log-gates within chunks; its exponential is 0 in float64 too."""
 
 
 def gated_linear_attention(
@@ -113,44 +117,49 @@ def _quadratic(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: i
 
 @partial(jax.checkpoint, static_argnums=(5,))
 def _chunked(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: int) -> tuple[Array, Array]:
-    batch, heads, time, _ = q.shape
-    count = -(-time // chunk)
+    (batch, heads, time, _), count = q.shape, -(-q.shape[2] // chunk)
     padding = [(0, 0), (0, 0), (0, count * chunk - time), (0, 0)]  # k = v = 0 and g = 0 leave the state as it is
-    q, k, v, gate = (jnp.pad(x, padding).reshape(batch, heads, count, chunk, -1) for x in (q, k, v, gate))
-    scores, before, after = _within(q, k, gate)
-    added = jnp.einsum("bhnck,bhncv->nbhkv", k * jnp.exp(after), v)
-    kept = jnp.moveaxis(jnp.exp(before[..., -1, :]), 2, 0)[..., None]
+    q, k, v, gate = (jnp.pad(x, padding).reshape(batch, heads, count, chunk, x.shape[-1]) for x in (q, k, v, gate))
+    sums, asks, pairs = _halvings(chunk)
+    gate = jnp.maximum(gate, LOWEST)  # 0 times -inf is no number
+    logs = jnp.einsum("lts,bhnsk->bhnltk", sums.astype(q.dtype), gate, precision=jax.lax.Precision.HIGHEST)
+    before, after, decays = jnp.split(jnp.exp(logs), (1, 2), axis=3)
+    before, after = before.squeeze(3), after.squeeze(3)
+    halves = jnp.where(asks, q[:, :, :, None], k[:, :, :, None]) * decays
+    scores = jnp.einsum("bhnlik,bhnljk->bhnlij", halves, halves) * pairs.astype(q.dtype)
+    out = scores.sum(3) @ v + (q * k).sum(-1, keepdims=True) * v
+    added = jnp.einsum("bhntk,bhntv->nbhkv", k * after, v)
+    kept = jnp.moveaxis(before[..., -1, :], 2, 0)[..., None]
 
     def step(state: Array, of_chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         kept, added = of_chunk
         return kept * state + added, state
 
     state, states = jax.lax.scan(step, state, (kept, added))
-    out = scores @ v + jnp.einsum("bhnck,nbhkv->bhncv", q * jnp.exp(before), states)
-    return out.reshape(batch, heads, count * chunk, -1)[:, :, :time], state
+    out += jnp.einsum("bhntk,nbhkv->bhntv", q * before, states)
+    return out.reshape(batch, heads, count * chunk, v.shape[-1])[:, :, :time], state
 
 
-def _within(q: Array, k: Array, gate: Array) -> tuple[Array, Array, Array]:
-    """The causal scores within each chunk (..., chunk, d), and log-decays from its start and to its end.
+def _halvings(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How every pair of tokens of a chunk is met once, where a block of 2, 4, ... tokens falls into halves.
 
-    Blocks of one token are joined in pairs. A later token of a pair sees an earlier one through the decay from the
-    middle to itself, the gates after the middle up to its own, times the decay of the other to the middle.
+    A token of the second half sees one of the first half through the decay from the middle to itself, the gates of its
+    half up to its own, times the decay of the other to the middle.
+
+    Returns:
+      Which gates to sum, (2 + halvings, chunk, chunk): from the start of the chunk, to its end, then between the token
+      and the middle for each halving. Whether the token is in the second half, (1, 1, 1, halvings, chunk, 1). Which
+      pairs meet, (1, 1, 1, halvings, chunk, chunk).
     """
-    *outer, chunk, _ = q.shape
-    scores = jnp.einsum("...k,...k->...", q, k)[..., None, None]
-    before, after = gate[..., None, :], jnp.zeros_like(gate)[..., None, :]  # (..., blocks, tokens of a block, d)
-    for size in (1 << i for i in range(chunk.bit_length() - 1)):
-        first, second = (lambda x: x[..., ::2, :, :]), (lambda x: x[..., 1::2, :, :])
-        pair = (*outer, chunk // size, size, q.shape[-1])
-        asked = second(q.reshape(pair)) * jnp.exp(second(before))
-        answer = first(k.reshape(pair)) * jnp.exp(first(after))
-        cross = jnp.einsum("...ik,...jk->...ij", asked, answer)
-        upper = jnp.concatenate([first(scores), jnp.zeros_like(cross)], -1)
-        scores = jnp.concatenate([upper, jnp.concatenate([cross, second(scores)], -1)], -2)
-        whole = before[..., -1:, :]
-        before = jnp.concatenate([first(before), second(before) + first(whole)], -2)
-        after = jnp.concatenate([first(after) + second(whole), second(after)], -2)
-    return scores.reshape(*outer, chunk, chunk), before.reshape(gate.shape), after.reshape(gate.shape)
+    token = np.arange(chunk)
+    later, same = token[:, np.newaxis] > token, token[:, np.newaxis] == token
+    sizes = [1 << i for i in range(chunk.bit_length() - 1)]
+    second = np.array([token // size % 2 == 1 for size in sizes], bool).reshape(-1, chunk, 1)
+    block = np.array([token // (2 * size) for size in sizes], int).reshape(-1, chunk, 1)
+    inside, half = block == block.swapaxes(1, 2), second == second.swapaxes(1, 2)
+    between = inside & half & np.where(second, later | same, later.T)
+    sums = np.concatenate([[later | same, later.T], between])
+    return sums, second.reshape(1, 1, 1, *second.shape), (inside & second & ~half).reshape(1, 1, 1, *inside.shape)
 
 
 FORMS: dict[str, Form] = {"chunked": _chunked, "recurrent": _recurrent, "quadratic": _quadratic}

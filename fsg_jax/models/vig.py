@@ -1,7 +1,7 @@
 """ViG (gated linear attention): the parts that make a Vision Transformer linear in the patches (Liao et al. 2024).
 
-arXiv 2405.18425; not Vision GNN. A ViG is a `fsg_jax.models.ViT` with these parts; docs/vig.md says where they differ from
-the released code.
+arXiv 2405.18425; not Vision GNN. A ViG is a `fsg_jax.models.ViT` with these parts; docs/vig.md says where they differ
+from the released code.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ RMSNorm = partial(nn.RMSNorm, epsilon=1e-6)
 
 
 class OverlappingStem(nn.Module):
-    """Two convolutions to patches that overlap: k = p/2 + 1 with stride p/2, LayerNorm, SiLU, 3x3 with stride 2, LayerNorm.
+    """Patches p that overlap: convolution (p/2 + 1, stride p/2), LayerNorm, SiLU, convolution (3, stride 2), LayerNorm.
 
     Both pad by 1; sizes that `patch_size` does not divide lose the rest. LayerNorm is over channels, epsilon 1e-5.
     """
@@ -149,7 +149,7 @@ class BidirectionalGLA(nn.Module):
         return nn.Dropout(self.dropout, name="drop")(y, deterministic=not train)
 
     def _surroundings(self, x: Tokens, grid: tuple[int, int]) -> Tokens:
-        batch, tokens, dim = x.shape
+        batch, _, dim = x.shape
         conv = {"padding": 1, "feature_group_count": dim, "use_bias": False, "dtype": self.dtype, "kernel_init": XAVIER}
         return self.conv(dim, (3, 3), name="in_proj", **conv)(x.reshape(batch, *grid, dim)).reshape(x.shape)
 
@@ -176,7 +176,7 @@ TinyGLA = partial(BidirectionalGLA, activation=True)
 _COMMON: Mapping[str, Any] = FrozenDict(
     depth=12,
     mixer=BidirectionalGLA,
-    stem=OverlappingStem,
+    embed=OverlappingStem,
     norm=RMSNorm,
     mlp=SwiGLU,
     mlp_ratio=8 / 3,
@@ -190,4 +190,4 @@ VIGS: dict[str, dict[str, Any]] = {
     "vig_small": {**_COMMON, "dim": 384, "num_heads": 6},
     "vig_base": {**_COMMON, "dim": 768, "num_heads": 12},
 }
-"""Arguments of `fsg_jax.models.ViT` that make the variants of Liao et al. 2024; their drop-path rates are 0, .2 and .5."""
+"""Arguments of `fsg_jax.models.ViT` for the variants of Liao et al. 2024, whose drop-path rates are 0, 0.2 and 0.5."""

@@ -140,7 +140,7 @@ class ViT(nn.Module):
 
     Attributes:
       num_classes: logits; 0 gives the pooled features instead and makes no head.
-      patch_size: side of a patch in pixels; must divide the images' height and width (of the default stem).
+      patch_size: side of a patch in pixels; must divide the images' height and width (of the default `embed`).
       dim: channels of a token.
       depth: blocks.
       num_heads: heads of the default mixer; must divide `dim`.
@@ -170,13 +170,13 @@ class ViT(nn.Module):
         the name that the gate there has in the placement ``"hidden"``, e.g. ``{"blocks_0/mlp/gate": 512}``.
       output_gate: None; ``"elementwise"`` or ``"headwise"``, a gate that depends on the input, on the outputs of the
         attention before their projection (`fsg_jax.models.output_gate`); its weights are in ``"params"``.
-      stem: factory, ``stem(dim, patch_size, dtype=..., conv=..., name=...)``, of modules that map images to (batch,
+      embed: factory, ``embed(dim, patch_size, dtype=..., conv=..., name=...)``, of modules that map images to (batch,
         rows, columns, dim).
       norm: factory, ``norm(dtype=..., name=...)``, of normalisations.
       mlp: factory, ``mlp(hidden, dropout=..., dtype=..., gate=..., name=...)``; None is `Mlp` with GELU. Its class may
         have a method ``hidden_site(hidden)`` that tells the site of its gate.
       mlp_multiple: the hidden width is rounded up to a multiple of it.
-      conv: factory of the convolutions of stem and mixer, called as `flax.linen.Conv`.
+      conv: factory of the convolutions of `embed` and mixer, called as `flax.linen.Conv`.
       grid: rows and columns of the table of positions. None: those of the images at initialisation; for images with
         another number of patches the table is then taken for a square one.
       interpolate: how the table is resized, a key of `fsg_jax.models.positions.RULES`; None: images with other patches
@@ -206,7 +206,7 @@ class ViT(nn.Module):
     gate_placement: str = "branch"
     widths: Mapping[str, int] = FrozenDict()
     output_gate: str | None = None
-    stem: ModuleDef = PatchEmbed
+    embed: ModuleDef = PatchEmbed
     norm: ModuleDef = LayerNorm
     mlp: ModuleDef | None = None
     mlp_multiple: int = 1
@@ -226,7 +226,7 @@ class ViT(nn.Module):
         check_choice("output_gate", self.output_gate, (None, *OUTPUT_GATES))
         check_choice("interpolate", self.interpolate, (None, *RULES))
         check_integer("mlp_multiple", self.mlp_multiple, 1)
-        for argument in ("gate", "mixer", "stem", "norm", "mlp", "conv"):
+        for argument in ("gate", "mixer", "embed", "norm", "mlp", "conv"):
             check_factory(argument, getattr(self, argument))
         told = (None, *getattr(factory_of(self.mixer), "told", ()))
         unused = self.mixer and self.output_gate and "output_gate" not in told
@@ -302,7 +302,7 @@ class ViT(nn.Module):
             other patches than the table of positions and that cannot be resized.
         """
         check_images(x)
-        x = self.stem(self.dim, self.patch_size, dtype=self.dtype, conv=self.conv, name="patch_embed")(x)
+        x = self.embed(self.dim, self.patch_size, dtype=self.dtype, conv=self.conv, name="patch_embed")(x)
         batch, *grid, _ = x.shape
         x = x.reshape(batch, -1, self.dim)
         if self.class_token:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fsg_jax._checks import did_you_mean, expect
-from fsg_jax.models.resnet import RESNETS, BasicBlock, BatchNorm, Bottleneck
 from fsg_jax.models.positions import square
+from fsg_jax.models.resnet import RESNETS, BasicBlock, BatchNorm, Bottleneck
 from fsg_jax.models.vit import VITS
 from fsg_jax.pretrained.names import google_prefix, google_to_timm
 from fsg_jax.pretrained.preprocessing import Preprocessing

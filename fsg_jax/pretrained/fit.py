@@ -49,6 +49,7 @@ def _example(params: Mapping[str, Any], name: str) -> jax.Array:
     stem = next((flat[(*path, "kernel")] for path in STEMS if (*path, "kernel") in flat), None)
     expect(stem is not None and np.ndim(stem) == 4, name, "the kernel of a stem", "none")
     size, channels = stem.shape[0], stem.shape[2]  # type: ignore[union-attr]
+    size = 2 * (size - 1) if ("patch_embed", "conv1", "kernel") in flat else size  # overlapping patches
     if ("pos_embed",) not in flat:
         return jnp.zeros((1, 32, 32, channels))
     patches = flat[("pos_embed",)].shape[1] - (("cls_token",) in flat)
