@@ -1,7 +1,7 @@
-"""Gated linear attention: the released ViG's numbers, three forms that agree, strong gates, direction, transformations.
+"""Gated linear attention: ViG's own numbers, three forms that agree, strong gates, direction, transformations.
 
-The goldens are norms and random projections of arrays that the recurrence gave in float64, gradients by PyTorch, weighed
-by the stream ``do``; streams are drawn by the rule of timm_weights.py in the layout (batch, heads, time, d).
+The goldens are norms and random projections of arrays that the recurrence gave in float64, gradients by PyTorch of the
+outputs weighed by the stream ``do``; streams are drawn by the rule of timm_weights.py in the layout (batch, heads, time, d).
 """
 
 import json
@@ -50,9 +50,8 @@ def drawn(batch=2, time=5, heads=2, d_k=4, d_v=3, strength=1.0, dtype=jnp.float3
 @pytest.mark.parametrize("length", LENGTHS)
 def test_both_directions_and_their_gradients(form, length):
     key, tau = f"gla_L{length}", 16 if length % 2 else 2
-    q, k, gf, gb, v, do = (
-        stream(f"{key}/{n}", (2, 2, length, d)) for n, d in zip(["q", "k", "gf", "gb", "v", "do"], (8,) * 4 + (16,) * 2)
-    )
+    q, k, gf, gb = (stream(f"{key}/{name}", (2, 2, length, 8)) for name in ("q", "k", "gf", "gb"))
+    v, do = (stream(f"{key}/{name}", (2, 2, length, 16)) for name in ("v", "do"))
 
     @jax.jit
     @partial(jax.grad, argnums=(0, 1, 2, 3, 4), has_aux=True)

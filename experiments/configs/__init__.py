@@ -8,6 +8,7 @@ from experiments.configs import (
     cifar100_resnet18,
     cifar100_resnet18_strong,
     cifar100_speedrun,
+    cifar100_vig_tiny,
     cifar100_vit_tiny,
     digits,
     polyp_phantom,
@@ -16,7 +17,7 @@ from experiments.configs import (
 
 _MODULES: tuple[Any, ...] = (
     *(digits, cifar100_resnet18, cifar100_resnet18_strong, cifar100_vit_tiny, cifar100_speedrun),
-    cifar100_finetune,
+    *(cifar100_vig_tiny, cifar100_finetune),
     *(polyps, polyp_phantom),
 )
 CONFIGS: dict[str, tuple[BaseExperiment, str]] = {m.CONFIG.name: (m.CONFIG, m.__doc__ or "") for m in _MODULES}

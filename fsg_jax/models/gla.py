@@ -106,7 +106,7 @@ def _quadratic(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: i
     time = q.shape[2]
     later = jnp.tri(time, k=-1, dtype=bool)[..., None]  # of the token that asks than of the one that answers
     between = jnp.cumsum(jnp.where(later, gate[:, :, :, None], 0), 2)
-    scores = jnp.einsum("bhik,bhjk,bhijk->bhij", q, k, jnp.exp(between)) * jnp.tri(time, dtype=q.dtype)
+    scores = jnp.tril(jnp.einsum("bhik,bhjk,bhijk->bhij", q, k, jnp.exp(between)))
     before = jnp.cumsum(gate, 2)
     out = scores @ v + (q * jnp.exp(before)) @ state
     if not time:

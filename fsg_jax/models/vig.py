@@ -31,7 +31,8 @@ RMSNorm = partial(nn.RMSNorm, epsilon=1e-6)
 class OverlappingStem(nn.Module):
     """Patches p that overlap: convolution (p/2 + 1, stride p/2), LayerNorm, SiLU, convolution (3, stride 2), LayerNorm.
 
-    Both pad by 1; sizes that `patch_size` does not divide lose the rest. LayerNorm is over channels, epsilon 1e-5.
+    Both pad by 1; images of any size have the rows and columns that these strides give. LayerNorm is over channels,
+    epsilon 1e-5.
     """
 
     dim: int
