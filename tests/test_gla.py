@@ -1,7 +1,7 @@
 """Gated linear attention: ViG's own numbers, three forms that agree, strong gates, direction, transformations.
 
 The goldens are norms and random projections of arrays that the recurrence gave in float64, gradients by PyTorch of the
-outputs weighed by the stream ``do``; streams are drawn by the rule of timm_weights.py in the layout (batch, heads, time, d).
+outputs weighed by the stream ``do``; streams are drawn by the rule of timm_weights.py, as (batch, heads, time, d).
 """
 
 import json
