@@ -68,7 +68,7 @@ REDUCED = {
     "vit_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),
     "vig_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, VIT_PLACEMENTS + OUTPUT_PLACEMENTS),
     "vig_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),
-    "vig_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}),
+    "vig_base": Reduced({"patch_size": 4, "dim": 48, "depth": 1}),
     "multistream": Reduced(
         {"streams": ("rgb", "depth"), "hidden": 6, "backbone_options": STREAM_BACKBONE},
         (

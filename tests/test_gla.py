@@ -85,7 +85,7 @@ def test_strong_gates(form, key, logit):
 
 
 @each_form
-@pytest.mark.parametrize("log_gate", [-60.0, -400.0, -1e30, -np.inf])
+@pytest.mark.parametrize("log_gate", [-60.0, -np.inf])
 def test_a_closed_gate_forgets_all_and_nothing_else(form, log_gate):
     """Between weak gates, whose digits it must not cost: tokens from 3 on are as if there were none before them."""
     q, k, v, gates = drawn(time=9, strength=1e-3)
@@ -105,15 +105,14 @@ def test_a_closed_gate_forgets_all_and_nothing_else(form, log_gate):
     assert all(float(jnp.abs(x[:, :3]).max()) < 1e-15 for x in found)
 
 
-@pytest.mark.parametrize("time", [0, 1, 5, 32, 37])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("time", "reverse"), [(0, False), (1, True), (37, False), (37, True)])
 def test_forms_agree_and_states_go_on(time, reverse):
     """Outputs and final states, and the halves one after the other as the whole."""
     q, k, v, gates = drawn(time=time)
     state = jnp.asarray(np.random.default_rng(9).normal(size=(2, 2, 4, 3)), jnp.float32)
     options = {"initial_state": state, "reverse": reverse, "output_final_state": True, "scale": 0.3}
     expected = attend(q, k, v, gates, form="recurrent", **options)
-    for form, chunk in (("quadratic", 1), ("chunked", 1), ("chunked", 8), ("chunked", 64)):
+    for form, chunk in (("quadratic", 1), ("chunked", 1), ("chunked", 8)):
         found = attend(q, k, v, gates, form=form, chunk=chunk, **options)
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
@@ -133,12 +132,13 @@ def test_open_gates_are_cumulative_linear_attention():
     np.testing.assert_allclose(attend(q, k, v, jnp.zeros_like(q)), expected, rtol=0, atol=5e-6)
 
 
-@each_form
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("form", "reverse"), [("chunked", False), ("chunked", True), ("recurrent", False)])
 def test_no_gradient_from_later_tokens(form, reverse):
     """Row t of the Jacobian: the output of token t with respect to every argument of every token."""
     arguments = drawn(batch=1, time=6, heads=1, d_k=2, d_v=2)
-    jacobians = jax.jacrev(lambda *a: attend(*a, form=form, reverse=reverse, chunk=4).sum((0, 2, 3)), (0, 1, 2, 3))
+    jacobians = jax.jit(
+        jax.jacrev(lambda *a: attend(*a, form=form, reverse=reverse, chunk=4).sum((0, 2, 3)), (0, 1, 2, 3))
+    )
     for name, jacobian in zip(["q", "k", "v", "gate"], jacobians(*arguments), strict=True):
         met = np.abs(jacobian).sum((1, 3, 4)) > 0
         allowed = np.triu(np.ones((6, 6), bool)) if reverse else np.tri(6, dtype=bool)

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import expect, look_up
+from fsg_jax.typing import AnyArray
 
-Keys = Float[Array, "batch time heads d_k"]
 Values = Float[Array, "batch time heads d_v"]
 State = Float[Array, "batch heads d_k d_v"]
 Form = Callable[[Array, Array, Array, Array, Array, int], tuple[Array, Array]]
@@ -31,13 +31,13 @@ LOWEST = -1e4
 
 
 def gated_linear_attention(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_gate: Keys,
+    q: AnyArray,
+    k: AnyArray,
+    v: AnyArray,
+    log_gate: AnyArray,
     *,
     scale: float | None = None,
-    initial_state: State | None = None,
+    initial_state: AnyArray | None = None,
     reverse: bool = False,
     output_final_state: bool = False,
     form: str = "chunked",
@@ -48,11 +48,11 @@ def gated_linear_attention(
     Works for any number of tokens, 0 and 1 included, under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.checkpoint`.
 
     Args:
-      q, k: queries and keys.
-      v: values.
-      log_gate: logarithms of the gates, at most 0; a gate of token t multiplies what is older than t.
+      q, k: queries and keys, (batch, time, heads, d_k).
+      v: values, (batch, time, heads, d_v).
+      log_gate: logarithms of the gates, (batch, time, heads, d_k), at most 0; a gate of token t multiplies what is older than t.
       scale: of the queries; None: ``d_k ** -0.5``.
-      initial_state: what the tokens before these left; None: nothing.
+      initial_state: what the tokens before these left, (batch, heads, d_k, d_v); None: nothing.
       reverse: attend to later tokens instead; the state then runs from the last token to the first.
       output_final_state: return the state after the last token (the first, if `reverse`) too.
       form: ``"chunked"``, products of matrices within chunks and a scan over them, recomputed in the backward pass, so

@@ -161,10 +161,14 @@ class BidirectionalGLA(nn.Module):
         z = dense(directions * k.shape[2] * k.shape[3], name="gk_up")(z)
         log_gates = jax.nn.log_sigmoid(z.astype(jnp.promote_types(z.dtype, jnp.float32))) / 16
         forward, *rest = (g.reshape(k.shape) for g in jnp.split(log_gates, directions, axis=-1))
-        values = v.astype(log_gates.dtype)
-        o = gated_linear_attention(q, k, values, forward, chunk=self.chunk)
-        o += gated_linear_attention(q, k, values, (rest or [forward])[0], reverse=True, chunk=self.chunk)
-        return RMSNorm(dtype=self.dtype, name="g_norm")(o / 2)
+
+        def both(x: Array, y: Array) -> Array:  # further heads for the way back: one program, half as many steps
+            return jnp.concatenate([x, jnp.flip(y, 1)], axis=2)
+
+        gates, values = both(forward, (rest or [forward])[0]), v.astype(log_gates.dtype)
+        o = gated_linear_attention(both(q, q), both(k, k), both(values, values), gates, chunk=self.chunk)
+        there, back = jnp.split(o, 2, axis=2)
+        return RMSNorm(dtype=self.dtype, name="g_norm")((there + jnp.flip(back, 1)) / 2)
 
     def gate_sites(self, dim: int) -> dict[str, Site]:
         """The sites of its gates for tokens of `dim` channels, paths within the module."""

@@ -114,7 +114,7 @@ TWINS = {
     "vit_base": lambda: vit(12, 1),
     "vig_tiny": lambda: ViG((3, 2), 4, 24, 3, 2, CLASSES, True),
     "vig_small": lambda: ViG((3, 2), 4, 24, 6, 1, CLASSES, False),
-    "vig_base": lambda: ViG((3, 2), 4, 24, 12, 1, CLASSES, False),
+    "vig_base": lambda: ViG((3, 2), 4, 48, 12, 1, CLASSES, False),
     "multistream": MultiStream,
 }
 
