@@ -78,12 +78,12 @@ def crossing(tokens: Any, ratios: Any) -> float | None:
 def _model_side(settings: Settings, name: str, tokens: int, mode: str) -> Side:
     side, dtype = round(tokens**0.5), jnp.dtype(settings.precision)
     sizes: dict[str, Any] = {"patch_size": PATCH, "depth": settings.depth, "dim": settings.dim, "dtype": dtype}
-    model = fsg.create_model(name, num_classes=settings.classes, **sizes, **devices.model_options(name))
+    model: Any = fsg.create_model(name, num_classes=settings.classes, **sizes, **devices.model_options(name))
     shape = (settings.batch, side * PATCH, side * PATCH, 3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
     call = jax.jit(model.apply if mode == MODES[0] else jax.grad(partial(_loss, model)))
-    count = vig_products if name.startswith("vig") else vit_products
+    count: Any = vig_products if name.startswith("vig") else vit_products
     products = count(settings.dim, model.num_heads, settings.depth, tokens, settings.classes) * settings.batch
     return _compiled(call, variables, x, products=products * (1 if mode == MODES[0] else 3))
 

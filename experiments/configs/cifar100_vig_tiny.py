@@ -14,11 +14,12 @@ its end here.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from experiments.config import ARMS, AddedArm, ViG
 from experiments.configs import cifar100_vit_tiny
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "softmax": {"model.mixer": "softmax"},
     "no_locality": {"model.locality": False},
     "no_directions": {"model.directional": False},

@@ -10,6 +10,7 @@ of log-gates, so strong gates neither overflow nor cost digits, and ``-inf`` is 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ def gated_linear_attention(
     Args:
       q, k: queries and keys, (batch, time, heads, d_k).
       v: values, (batch, time, heads, d_v).
-      log_gate: logarithms of the gates, (batch, time, heads, d_k), at most 0; a gate of token t multiplies what is older than t.
+      log_gate: logarithms of the gates, (batch, time, heads, d_k), at most 0; a gate of token t multiplies what is
+        older than t.
       scale: of the queries; None: ``d_k ** -0.5``.
       initial_state: what the tokens before these left, (batch, heads, d_k, d_v); None: nothing.
       reverse: attend to later tokens instead; the state then runs from the last token to the first.
@@ -82,7 +84,7 @@ def gated_linear_attention(
     expect(state.shape == shape, "initial_state", f"(batch, heads, d_k, d_v), here {shape}", state.shape)
     compute = look_up(FORMS, form, "form of gated linear attention")
     q, k, gate = (x.astype(dtype).swapaxes(1, 2) for x in (q * (d_k**-0.5 if scale is None else scale), k, log_gate))
-    parts = (q, k, v.astype(dtype).swapaxes(1, 2), gate)
+    parts: Any = (q, k, v.astype(dtype).swapaxes(1, 2), gate)
     parts = tuple(jnp.flip(x, 2) for x in parts) if reverse else parts
     out, state = compute(*parts, state, min(chunk, 1 << max(time - 1, 0).bit_length()))
     out = (jnp.flip(out, 2) if reverse else out).swapaxes(1, 2).astype(v.dtype)

@@ -166,7 +166,7 @@ class BidirectionalGLA(nn.Module):
             return jnp.concatenate([x, jnp.flip(y, 1)], axis=2)
 
         gates, values = both(forward, (rest or [forward])[0]), v.astype(log_gates.dtype)
-        o = gated_linear_attention(both(q, q), both(k, k), both(values, values), gates, chunk=self.chunk)
+        o: Any = gated_linear_attention(both(q, q), both(k, k), both(values, values), gates, chunk=self.chunk)
         there, back = jnp.split(o, 2, axis=2)
         return RMSNorm(dtype=self.dtype, name="g_norm")((there + jnp.flip(back, 1)) / 2)
 

@@ -326,8 +326,9 @@ class ViT(nn.Module):
         )
         for i, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
             widths = widths_below(self.widths, f"blocks_{i}")
-            own = {"mixer": self._make_mixer(widths_below(widths, "attn")), "hidden": self._hidden(widths)}
-            x = block(**own, drop_path=float(rate), name=f"blocks_{i}")(x, (grid[0], grid[1]), train)
+            mixer, hidden = self._make_mixer(widths_below(widths, "attn")), self._hidden(widths)
+            own = block(mixer=mixer, hidden=hidden, drop_path=float(rate), name=f"blocks_{i}")
+            x = own(x, (grid[0], grid[1]), train)
 
         if self.pool == "token":
             x = self.norm(dtype=jnp.float32, name="norm")(x[:, 0])
@@ -343,7 +344,7 @@ class ViT(nn.Module):
         first, count = int(self.class_token), grid[0] * grid[1]
         rows, columns = self.grid or grid
         if self.has_variable("params", "pos_embed"):
-            table = self.get_variable("params", "pos_embed")
+            table: Any = self.get_variable("params", "pos_embed")
         else:
             table = self.param("pos_embed", WEIGHT_INIT, (1, first + rows * columns, self.dim), jnp.float32)
         have = table.shape[1] - first
