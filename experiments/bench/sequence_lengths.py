@@ -89,7 +89,8 @@ def _model_side(settings: Settings, name: str, tokens: int, mode: str) -> Side:
 
 
 def _loss(model: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
-    return jnp.mean(model.apply(variables, x) ** 2)
+    logits: Any = model.apply(variables, x)
+    return jnp.mean(logits**2)
 
 
 def _compiled(call: Any, *arguments: Any, **about: Any) -> Side:

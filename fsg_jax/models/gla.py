@@ -10,7 +10,6 @@ of log-gates, so strong gates neither overflow nor cost digits, and ``-inf`` is 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,20 +72,21 @@ def gated_linear_attention(
     arrays = {"q": q, "k": k, "v": v, "log_gate": log_gate}
     for name, x in arrays.items():
         expect(jnp.issubdtype(x.dtype, jnp.floating), name, "floating-point values", x.dtype)
-        wanted = f"(batch, time, heads, {'d_v' if x is v else 'd_k'}), q having {q.shape}"
-        expect(x.ndim == 4 and x.shape[: 3 if x is v else 4] == q.shape[: 3 if x is v else 4], name, wanted, x.shape)
+        alike, last = (3, "d_v") if name == "v" else (4, "d_k")
+        wanted = f"(batch, time, heads, {last}), q having {q.shape}"
+        expect(x.ndim == 4 and x.shape[:alike] == q.shape[:alike], name, wanted, x.shape)
     power = isinstance(chunk, int) and chunk > 0 and not chunk & (chunk - 1)
     expect(power, "chunk", "a power of two", repr(chunk))
     batch, time, heads, d_k = q.shape
     shape = (batch, heads, d_k, v.shape[-1])
     dtype = jnp.result_type(jnp.float32, *(x.dtype for x in arrays.values()))
-    state = jnp.zeros(shape, dtype) if initial_state is None else initial_state.astype(dtype)
+    state = jnp.zeros(shape, dtype) if initial_state is None else jnp.asarray(initial_state, dtype)
     expect(state.shape == shape, "initial_state", f"(batch, heads, d_k, d_v), here {shape}", state.shape)
     compute = look_up(FORMS, form, "form of gated linear attention")
-    q, k, gate = (x.astype(dtype).swapaxes(1, 2) for x in (q * (d_k**-0.5 if scale is None else scale), k, log_gate))
-    parts: Any = (q, k, v.astype(dtype).swapaxes(1, 2), gate)
-    parts = tuple(jnp.flip(x, 2) for x in parts) if reverse else parts
-    out, state = compute(*parts, state, min(chunk, 1 << max(time - 1, 0).bit_length()))
+    parts = (jnp.asarray(x).astype(dtype).swapaxes(1, 2) for x in arrays.values())
+    q, k, values, gate = (jnp.flip(x, 2) if reverse else x for x in parts)
+    q = q * (d_k**-0.5 if scale is None else scale)
+    out, state = compute(q, k, values, gate, state, min(chunk, 1 << max(time - 1, 0).bit_length()))
     out = (jnp.flip(out, 2) if reverse else out).swapaxes(1, 2).astype(v.dtype)
     return (out, state) if output_final_state else out
 
