@@ -18,6 +18,9 @@ from flax.traverse_util import flatten_dict
 from reduced import inputs, reduced, variables
 
 import fsg_jax as fsg
+from experiments import build
+from experiments.config import ViG, in_arm
+from experiments.configs import CONFIGS
 from fsg_jax.gates.gate import Gate
 from fsg_jax.models import BidirectionalGLA, create_model
 from fsg_jax.models.convolution import conv_general_dilated
@@ -255,3 +258,37 @@ def test_what_a_vig_cannot_be(name, options, size, words):
 def test_a_mixer_without_such_a_gate_takes_none():
     with pytest.raises(ValueError, match="output_gate: expected None for the mixer"):
         create_model("vit_tiny", num_classes=2, mixer=nn.Dense, output_gate="headwise")
+
+
+def test_arms_of_the_experiment():
+    """Parameters near those of the ViT with the same recipe, and every arm as it is named."""
+    experiment, vit = (CONFIGS[name][0] for name in ("cifar100_vig_tiny", "cifar100_vit_tiny"))
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+    def variables_of(experiment, arm):
+        arm = in_arm(experiment, arm)
+        model = build.make_model(arm.gate, arm.arm, "float32", 100, **arm.model.options())
+        return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image), sep="/")
+
+    def parameters(found):
+        return sum(leaf.size for path, leaf in found.items() if path.startswith("params/"))
+
+    counts = [parameters(variables_of(e, "baseline")) for e in (experiment, vit)]
+    assert counts == [5_614_756, 5_380_132]
+    baseline = variables_of(experiment, "baseline").keys()
+    for name, _ in experiment.added_arms:
+        found = variables_of(experiment, name)
+        blocks = {path.replace("blocks_0/", "") for path in found if "blocks_0/" in path}
+        assert ("params/attn/proj/kernel" in blocks) == name.startswith("softmax"), name
+        assert ("params/attn/g_proj/kernel" not in blocks) == name.startswith(("softmax", "no_locality")), name
+        assert ("params/attn/output_gate/kernel" in blocks) == name.startswith("output"), name
+        assert ("gates/gate1/logits" in blocks) == name.endswith("fsg_gr"), name
+        assert ("gates/attn/gate/logits" in blocks) == (name == "static_output"), name
+    half = variables_of(experiment, "no_directions")["params/blocks_0/attn/gk_up/kernel"].shape
+    assert half == (16, 96)
+    assert variables_of(vit, "baseline").keys() != baseline
+
+
+def test_the_softmax_arm_has_no_arms_of_the_other():
+    with pytest.raises(ValueError, match=r"model.mixer: expected gla for model.locality=False, found softmax"):
+        ViG(mixer="softmax", locality=False).options()
