@@ -23,8 +23,8 @@ Values = Float[Array, "batch time heads d_v"]
 State = Float[Array, "batch heads d_k d_v"]
 Form = Callable[[Array, Array, Array, Array, Array, int], tuple[Array, Array]]
 
-CHUNK = 32
-"""Tokens of a chunk; see docs/vig.md for the measurement behind it."""
+CHUNK = 16
+"""Tokens of a chunk; ``python -m experiments.bench chunks`` compares sizes."""
 
 LOWEST = -1e4
 """For log-gates within chunks; its exponential is 0 in float64 too."""
@@ -119,27 +119,28 @@ def _quadratic(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: i
 
 @partial(jax.checkpoint, static_argnums=(5,))
 def _chunked(q: Array, k: Array, v: Array, gate: Array, state: Array, chunk: int) -> tuple[Array, Array]:
-    (batch, heads, time, _), count = q.shape, -(-q.shape[2] // chunk)
+    (*outer, time, _), count = q.shape, -(-q.shape[2] // chunk)
+    rows = outer[0] * outer[1]  # on one axis: XLA's CPU backend is slower where products have several batch axes
     padding = [(0, 0), (0, 0), (0, count * chunk - time), (0, 0)]  # k = v = 0 and g = 0 leave the state as it is
-    q, k, v, gate = (jnp.pad(x, padding).reshape(batch, heads, count, chunk, x.shape[-1]) for x in (q, k, v, gate))
+    q, k, v, gate = (jnp.pad(x, padding).reshape(rows, count, chunk, x.shape[-1]) for x in (q, k, v, gate))
     sums, asks, pairs = _halvings(chunk)
     gate = jnp.maximum(gate, LOWEST)  # 0 times -inf is no number
-    logs = jnp.einsum("lts,bhnsk->bhnltk", sums.astype(q.dtype), gate, precision=jax.lax.Precision.HIGHEST)
-    before, after, decays = jnp.split(jnp.exp(logs), (1, 2), axis=3)
-    before, after = before.squeeze(3), after.squeeze(3)
-    halves = jnp.where(asks, q[:, :, :, None], k[:, :, :, None]) * decays
-    scores = jnp.einsum("bhnlik,bhnljk->bhnlij", halves, halves) * pairs.astype(q.dtype)
-    out = scores.sum(3) @ v + (q * k).sum(-1, keepdims=True) * v
-    added = jnp.einsum("bhntk,bhntv->nbhkv", k * after, v)
-    kept = jnp.moveaxis(before[..., -1, :], 2, 0)[..., None]
+    logs = jnp.einsum("lts,rnsk->rnltk", sums.astype(q.dtype), gate, precision=jax.lax.Precision.HIGHEST)
+    before, after, decays = jnp.split(jnp.exp(logs), (1, 2), axis=2)
+    before, after = before.squeeze(2), after.squeeze(2)
+    halves = jnp.where(asks, q[:, :, None], k[:, :, None]) * decays
+    scores = jnp.einsum("rnlik,rnljk->rnlij", halves, halves) * pairs.astype(q.dtype)
+    out = scores.sum(2) @ v + (q * k).sum(-1, keepdims=True) * v
+    added = jnp.einsum("rntk,rntv->nrkv", k * after, v)
+    kept = jnp.moveaxis(before[..., -1, :], 1, 0)[..., None]
 
     def step(state: Array, of_chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         kept, added = of_chunk
         return kept * state + added, state
 
-    state, states = jax.lax.scan(step, state, (kept, added))
-    out += jnp.einsum("bhntk,nbhkv->bhntv", q * before, states)
-    return out.reshape(batch, heads, count * chunk, v.shape[-1])[:, :, :time], state
+    last, states = jax.lax.scan(step, state.reshape(rows, *state.shape[2:]), (kept, added))
+    out += jnp.einsum("rntk,nrkv->rntv", q * before, states)
+    return out.reshape(*outer, count * chunk, v.shape[-1])[:, :, :time], last.reshape(state.shape)
 
 
 def _halvings(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -150,8 +151,8 @@ def _halvings(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Returns:
       Which gates to sum, (2 + halvings, chunk, chunk): from the start of the chunk, to its end, then between the token
-      and the middle for each halving. Whether the token is in the second half, (1, 1, 1, halvings, chunk, 1). Which
-      pairs meet, (1, 1, 1, halvings, chunk, chunk).
+      and the middle for each halving. Whether the token is in the second half, (1, 1, halvings, chunk, 1). Which
+      pairs meet, (1, 1, halvings, chunk, chunk).
     """
     token = np.arange(chunk)
     later, same = token[:, np.newaxis] > token, token[:, np.newaxis] == token
@@ -161,7 +162,7 @@ def _halvings(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     inside, half = block == block.swapaxes(1, 2), second == second.swapaxes(1, 2)
     between = inside & half & np.where(second, later | same, later.T)
     sums = np.concatenate([[later | same, later.T], between])
-    return sums, second.reshape(1, 1, 1, *second.shape), (inside & second & ~half).reshape(1, 1, 1, *inside.shape)
+    return sums, second[np.newaxis, np.newaxis], (inside & second & ~half)[np.newaxis, np.newaxis]
 
 
 FORMS: dict[str, Form] = {"chunked": _chunked, "recurrent": _recurrent, "quadratic": _quadratic}
