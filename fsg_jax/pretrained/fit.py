@@ -106,6 +106,8 @@ def fit(
             check_integer("image_size", side, 1)
         if POSITIONS in flat:
             flat[POSITIONS] = _resized(model, flat, preprocessing, size, positions, name)
+            if model.grid is not None:
+                model = model.clone(grid=(size[0] // model.patch_size, size[1] // model.patch_size))
         preprocessing = preprocessing and preprocessing.resized(size)
     flat = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
     x = example(model, unflatten_dict(flat)["params"])
@@ -126,6 +128,7 @@ def _resized(
     table, patch = np.asarray(flat[POSITIONS]), model.patch_size
     expect(not (size[0] % patch or size[1] % patch), "image_size", f"multiples of the patches' {patch} pixels", size)
     count = table.shape[1] - (("params", "cls_token") in flat)
-    old = tuple(side // patch for side in preprocessing.size) if preprocessing else square(count, f"{name}: pos_embed")
+    known = preprocessing and tuple(side // patch for side in preprocessing.size)
+    old = model.grid or known or square(count, f"{name}: pos_embed")
     expect(old[0] * old[1] == count, f"{name}: pos_embed", f"{old[0]} x {old[1]} positions", count)
     return resize_positions(table, (old[0], old[1]), (size[0] // patch, size[1] // patch), rule)
