@@ -4,6 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -125,10 +126,36 @@ class ViT(Start):
     name: Literal["vit_tiny", "vit_small", "vit_base"] = "vit_tiny"
     patch_size: Side = 4
     depth: Depth = 12
-    gate_placement: Literal["branch", "hidden"] = "branch"
+    gate_placement: Literal["branch", "hidden", "output", "output_heads"] = "branch"
+    output_gate: Literal["headwise", "elementwise"] | None = None
+    """A gate that depends on the input, before the projection of the attention."""
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: bool = False
+
+
+@dataclass(frozen=True)
+class ViG(ViT):
+    """A ViG (gated linear attention) of `fsg_jax.models`."""
+
+    name: Literal["vig_tiny", "vig_small", "vig_base"] = "vig_tiny"  # type: ignore[assignment]
+    mixer: Literal["gla", "softmax"] = "gla"
+    """softmax: the attention of a ViT in its place."""
+    locality: bool = True
+    """Of gla: the depthwise convolution and the mixing with its output."""
+    directional: bool = True
+    """Of gla: gates of its own for each direction."""
+
+    def options(self) -> dict[str, Any]:
+        """See `Start`; without the arms of gla, the model's own mixer."""
+        from fsg_jax.models.vig import VIGS
+
+        own = super().options()
+        arms = {name: own.pop(name) for name in ("locality", "directional")}
+        softmax, left_out = own.pop("mixer") == "softmax", [name for name, value in arms.items() if not value]
+        expect(not (softmax and left_out), "model.mixer", f"gla for model.{' and '.join(left_out)}=False", "softmax")
+        mixer = None if softmax else partial(VIGS[self.name]["mixer"], **arms)
+        return own | ({"mixer": mixer} if softmax or left_out else {})
 
 
 @dataclass(frozen=True)
@@ -285,7 +312,7 @@ class Experiment(BaseExperiment):
     """One classification of images."""
 
     data: Data = field(default_factory=Data)
-    model: ResNet | ViT | EfficientNet = field(default_factory=ResNet)
+    model: ResNet | ViT | ViG | EfficientNet = field(default_factory=ResNet)
 
     def make_task(self) -> "Task":
         """See `BaseExperiment`."""

@@ -19,12 +19,13 @@ from fsg_jax._files import BusyError
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.efficientnet import EFFICIENTNETS
 from fsg_jax.models.resnet import RESNETS
+from fsg_jax.models.vig import VIGS
 from fsg_jax.training import sharding
 
 T = TypeVar("T")
 
-CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS}
-"""Names of the models that are made of convolutions."""
+CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS, *VIGS}
+"""Names of the models that have convolutions in their blocks."""
 
 
 class Placement(NamedTuple):

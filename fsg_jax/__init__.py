@@ -17,6 +17,7 @@ from fsg_jax.gates.summary import count_parameters, gate_summary, gate_values
 from fsg_jax.linen.init_state import init_state
 from fsg_jax.models import create_model, list_models
 from fsg_jax.models.experts import ExpertHead, expert_head
+from fsg_jax.models.gla import gated_linear_attention
 from fsg_jax.pretrained import Preprocessing, Pretrained, load_pretrained, save_pretrained
 from fsg_jax.routing import ROUTINGS, RoutedTransformation, is_weight, route, routed
 from fsg_jax.training import losses, metrics, sharding
@@ -63,6 +64,7 @@ __all__ = [
     "gate_penalty",
     "gate_summary",
     "gate_values",
+    "gated_linear_attention",
     "harden",
     "init_state",
     "is_weight",

@@ -50,7 +50,12 @@ def efficientnet() -> Reduced:
     )
 
 
-VIT_PLACEMENTS = ({"gate_placement": "branch"}, {"gate_placement": "hidden"})
+VIT_PLACEMENTS = tuple({"gate_placement": place} for place in ("branch", "hidden"))
+OUTPUT_PLACEMENTS = (
+    {"gate_placement": "output", "output_gate": "elementwise"},
+    {"gate_placement": "output_heads", "output_gate": "headwise"},
+)
+ALL_PLACEMENTS = (VIT_PLACEMENTS[0], *OUTPUT_PLACEMENTS, VIT_PLACEMENTS[1])
 STREAM_BACKBONE = {"stage_sizes": (1,), "width": 8}
 REDUCED = {
     "resnet18": resnet(stage_sizes=(1, 1)),
@@ -59,9 +64,12 @@ REDUCED = {
     "efficientnet_b0": efficientnet(),
     "tf_efficientnet_b0": efficientnet(),
     "efficientnet_lite0": efficientnet(),
-    "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, VIT_PLACEMENTS),
+    "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, ALL_PLACEMENTS),
     "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),
     "vit_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),
+    "vig_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, ALL_PLACEMENTS),
+    "vig_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),
+    "vig_base": Reduced({"patch_size": 4, "dim": 48, "depth": 1}, VIT_PLACEMENTS),
     "multistream": Reduced(
         {"streams": ("rgb", "depth"), "hidden": 6, "backbone_options": STREAM_BACKBONE},
         (

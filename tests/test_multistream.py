@@ -18,6 +18,7 @@ TINY = {
     "resnet50": {"stage_sizes": (1,), "width": 8},
     "efficientnet_b0": {"stages": (Stage(2, 8, 1, 3, 1),), "stem_features": 8, "features": 12},
     "vit_tiny": {"patch_size": 4, "dim": 24, "depth": 1, "num_heads": 3},
+    "vig_tiny": {"patch_size": 4, "dim": 24, "depth": 1, "num_heads": 3},
 }
 
 subsets = st.sets(st.sampled_from(sorted(INPUT_CHANNELS)), min_size=1)

@@ -16,8 +16,8 @@ from google_vit import google_vit
 from scipy import ndimage
 
 import fsg_jax as fsg
+from fsg_jax.models.positions import resize_positions
 from fsg_jax.pretrained import hub
-from fsg_jax.pretrained.adapt import resize_positions
 from fsg_jax.pretrained.architectures import ARCHITECTURES, recognise
 from fsg_jax.pretrained.names import torch_names, torch_shape
 

@@ -82,6 +82,10 @@ def test_a_saved_model_is_fitted_too(tmp_path):
     fsg.save_pretrained(tmp_path / "b", model, weights)
     with pytest.raises(ValueError, match=r"pos_embed: expected the positions of a square grid, found 6"):
         fsg.load_pretrained(tmp_path / "b", image_size=16)
+    fsg.save_pretrained(tmp_path / "c", model.clone(grid=(3, 2)), weights)
+    known = fsg.load_pretrained(tmp_path / "c", image_size=(8, 16))
+    assert known.model.grid == (2, 4)
+    np.testing.assert_array_equal(known.variables["params"]["pos_embed"], found.variables["params"]["pos_embed"])
 
 
 def test_gates_of_a_saved_model_stay(tmp_path):

@@ -9,7 +9,8 @@ from google_vit import google_vit
 from test_parity_timm import images, jitter, timm, torch, torch_images
 
 import fsg_jax as fsg
-from fsg_jax.pretrained.adapt import adapt_stem, resize_positions
+from fsg_jax.models.positions import resize_positions
+from fsg_jax.pretrained.adapt import adapt_stem
 
 pytestmark = pytest.mark.parity
 

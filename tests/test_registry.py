@@ -128,7 +128,9 @@ def test_rematerialisation_changes_no_output(name):
     jaxprs = [
         str(jax.make_jaxpr(reduced(name, remat=remat).apply)(variables(name), inputs(name))) for remat in (False, True)
     ]
-    assert ["prevent_cse" in jaxpr for jaxpr in jaxprs] == [False, True]
+    without, rematerialised = (jaxpr.count("prevent_cse") for jaxpr in jaxprs)
+    assert without == 0 or name.startswith("vig")  # its attention rematerialises in any case
+    assert rematerialised > without
     results = [jax.jit(functools.partial(in_training, name, remat=remat))(variables(name)) for remat in (False, True)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
 

@@ -68,6 +68,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settin
     parser.add_argument("--compile-mode", help="mode of torch.compile")
     parser.add_argument("--seconds", type=float, help="wall time of one sample of one side")
     parser.add_argument("--seeds", nargs="+", type=int, help="numbers of seeds side by side")
+    parser.add_argument("--tokens", nargs="+", type=int, help="numbers of patches")
     for name in ("batch", "image", "width", "depth", "dim", "repeats", "steps", "examples", "matmul"):
         parser.add_argument(f"--{name}", type=int)
     args = parser.parse_args(argv)

@@ -1,9 +1,10 @@
 """Sizes of a benchmark, with defaults by device."""
 
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
-from fsg_jax._checks import check_integer, check_positive
+from fsg_jax._checks import check_integer, check_positive, expect
 
 MODELS = ("resnet18", "vit_tiny")
 PEERS = ("eager", "compile")
@@ -30,6 +31,7 @@ class Settings:
       seeds: numbers of seeds trained side by side.
       steps: steps of one dispatch in the suite ``dispatch``.
       examples: images of the made-up data set that the input pipelines read.
+      tokens: numbers of patches, squares, rising, two or more, of the suites ``tokens`` and ``chunks`` (the largest).
       matmul: side of the matrices whose product gives the peak.
 
     Raises:
@@ -51,6 +53,7 @@ class Settings:
     seeds: tuple[int, ...] = (2, 4)
     steps: int = 8
     examples: int = 5000
+    tokens: tuple[int, ...] = (256, 576, 1024, 2304, 4096)
     matmul: int = 2048
 
     def __post_init__(self) -> None:
@@ -60,6 +63,9 @@ class Settings:
                 check_integer(name, value, least.get(name, 1))
         for count in self.seeds:
             check_integer("seeds", count, 1)
+        squares = all(round(count**0.5) ** 2 == count for count in self.tokens)
+        rising = len(self.tokens) > 1 and all(a < b for a, b in pairwise(self.tokens))
+        expect(squares and rising and min(self.tokens) > 0, "tokens", "two or more squares, rising", self.tokens)
         check_positive(seconds=self.seconds)
         if self.dim % 3 or self.image % 4:
             found = f"{self.dim} and {self.image}"
@@ -78,7 +84,7 @@ class Settings:
 
 
 SMOKE_SIZES = {"batch": 4, "image": 8, "classes": 10, "width": 4, "depth": 1, "dim": 12, "examples": 64, "matmul": 64}
-SMOKE_ROUNDS = {"repeats": 2, "seconds": 0.002, "peers": ("eager",), "seeds": (2,), "steps": 2}
+SMOKE_ROUNDS = {"repeats": 2, "seconds": 0.002, "peers": ("eager",), "seeds": (2,), "steps": 2, "tokens": (4, 16)}
 """With these a suite takes seconds; the figures mean nothing."""
 
 ACCELERATOR_SIZES = {"precision": "bfloat16", "batch": 1024, "examples": 50000, "matmul": 8192}

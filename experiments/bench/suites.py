@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from experiments.bench import collectives, comparisons
+from experiments.bench import sequence_lengths as lengths
 from experiments.bench.convolution_times import OPERATIONS, STEPS, time_convolutions
 from experiments.bench.measurements import Bench, Column, Row, number, prefixed, table
 
@@ -97,6 +98,35 @@ SUITES = {
             COUNT,
             *((f"{name}, ms", number("{:.3g}", 1e3, name)) for name in OPERATIONS),
             *((f"{name}, ms", number("{:.4g}", 1e3, name)) for name in STEPS),
+        ],
+    ),
+    lengths.TOKENS: Suite(
+        lengths.compare_lengths,
+        "ViG (gated linear attention) against a ViT of equal width, patches of 16 pixels, in turns. Products: "
+        "multiplications with an addition by the formulas, three times those of the forward pass with a backward one, "
+        "beside the compiler's floating-point operations, two a product. Exponents: of time in the number of patches, "
+        "over all lengths and between the last two. Crossing: from so many patches on ViG is faster.",
+        [
+            STEP,
+            ("temporaries", prefixed("temporary_bytes", "B")),
+            ("FLOPs", prefixed("flops")),
+            ("products", prefixed("products")),
+            ("exponent", number("{:.2f}", 1, "exponent")),
+            ("at the end", number("{:.2f}", 1, "last_exponent")),
+            ("crossing", number("{:.0f}", 1, "crossing")),
+            COMPILE,
+        ],
+    ),
+    lengths.CHUNKS: Suite(
+        lengths.compare_chunks,
+        "Gated linear attention alone, heads of 32 and 64 channels, gates about as ViG's at their start, forward and "
+        "backward, in turns. Difference: the largest of the outputs from those of the recurrence.",
+        [
+            STEP,
+            ("temporaries", prefixed("temporary_bytes", "B")),
+            ("FLOPs", prefixed("flops")),
+            ("difference", number("{:.1e}", 1, "largest_difference")),
+            COMPILE,
         ],
     ),
     "collectives": Suite(

@@ -73,6 +73,8 @@ class MultiStream(Start):
         "efficientnet_lite0",
         "vit_tiny",
         "vit_small",
+        "vig_tiny",
+        "vig_small",
     ] = "resnet18"
     streams: tuple[Stream, ...] = ("rgb",)
     hidden: Annotated[int, within(0, 2**16)] = 128
@@ -81,9 +83,9 @@ class MultiStream(Start):
     width: Width | None = None
     """Of a ResNet's first stage; None: its usual one."""
     patch_size: Side | None = None
-    """Of a ViT; None: 16."""
+    """Of a ViT or ViG; None: 16."""
     depth: Depth | None = None
-    """Blocks of a ViT; None: 12."""
+    """Blocks of a ViT or ViG; None: 12."""
     remat: bool = False
 
     def options(self) -> dict[str, Any]:

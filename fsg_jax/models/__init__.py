@@ -5,12 +5,14 @@ from fsg_jax.models.efficientnet import EfficientNet, MBConv, Stage
 from fsg_jax.models.multistream import MultiStream
 from fsg_jax.models.registry import MODELS, create_model, list_models
 from fsg_jax.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet
+from fsg_jax.models.vig import BidirectionalGLA
 from fsg_jax.models.vit import SelfAttention, ViT
 
 __all__ = [
     "BACKBONES",
     "MODELS",
     "BasicBlock",
+    "BidirectionalGLA",
     "Bottleneck",
     "EfficientNet",
     "MBConv",

@@ -32,6 +32,11 @@ def check_factory(argument: str, factory: object) -> None:
         )
 
 
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether a module can be called with an argument of this name."""
+    return argument in inspect.signature(type(module).__call__).parameters
+
+
 def check_widths(widths: Mapping[str, int], sites: Iterable[str]) -> None:
     """Raises ValueError unless `widths` are positive integers by names of `sites`."""
     known = set(sites)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from fsg_jax.gates.sites import Site, Use
 from fsg_jax.typing import Images
 
 ModuleDef: TypeAlias = Callable[..., Any]
@@ -18,6 +19,7 @@ FeatureMaps: TypeAlias = Float[Array, "batch _height _width _channels"]
 """Like `fsg_jax.typing.Images`, but sizes may differ between the maps of one call."""
 
 Tokens: TypeAlias = Float[Array, "batch tokens dim"]
+Patches: TypeAlias = Float[Array, "batch rows columns dim"]
 
 
 def apply_gate(gate: ModuleDef | None, x: Array, *, name: str, train: bool) -> Array:
@@ -51,6 +53,12 @@ fan_in_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``, PyTorch's rule for the kernels of linear and convolution layers."""
 
 
+def bias_uniform(fan_in: int) -> Callable[..., Array]:
+    """The same rule for their biases, whose fan-in is that of the kernel."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 def gelu(x: Array) -> Array:
     """Computes ``x Phi(x)``, where ``Phi`` is the normal distribution function (Hendrycks and Gimpel 2016).
 
@@ -68,30 +76,29 @@ class PatchEmbed(nn.Module):
     dim: int
     patch_size: int
     dtype: Any = jnp.float32
+    conv: ModuleDef = nn.Conv
 
     @nn.compact
-    def __call__(self, x: Images) -> Tokens:
-        """Maps (batch, height, width, channels) to (batch, height * width / patch_size**2, dim).
+    def __call__(self, x: Images) -> Patches:
+        """Maps (batch, height, width, channels) to (batch, height / patch_size, width / patch_size, dim).
 
         Raises:
           ValueError: height or width is no multiple of `patch_size`.
         """
         p = self.patch_size
-        batch, height, width, channels = x.shape
+        _, height, width, channels = x.shape
         if height % p or width % p:
             raise ValueError(f"patch_size: expected a divisor of height and width, found {p} for {height} x {width}")
-        bound = (p * p * channels) ** -0.5
-        x = nn.Conv(
+        return self.conv(
             self.dim,
             (p, p),
             strides=p,
             padding="VALID",
             dtype=self.dtype,
             kernel_init=fan_in_uniform,
-            bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+            bias_init=bias_uniform(p * p * channels),
             name="proj",
         )(x)
-        return x.reshape(batch, -1, self.dim)
 
 
 class Mlp(nn.Module):
@@ -114,6 +121,11 @@ class Mlp(nn.Module):
         x = apply_gate(self.gate, x, name="gate", train=train)
         x = nn.Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
         return nn.Dropout(self.dropout, name="drop2")(x, deterministic=not train)
+
+    @staticmethod
+    def hidden_site(hidden: int) -> Site:
+        """The site of the gate on `hidden` units, paths within the module."""
+        return Site(hidden, (Use("fc2", "in"),), made=(Use("fc1", "out"),))
 
 
 class DropPath(nn.Module):

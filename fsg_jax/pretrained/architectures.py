@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fsg_jax._checks import did_you_mean, expect
+from fsg_jax.models.positions import square
 from fsg_jax.models.resnet import RESNETS, BasicBlock, BatchNorm, Bottleneck
 from fsg_jax.models.vit import VITS
-from fsg_jax.pretrained.adapt import square
 from fsg_jax.pretrained.names import google_prefix, google_to_timm
 from fsg_jax.pretrained.preprocessing import Preprocessing
 
@@ -65,7 +65,7 @@ class Weights(NamedTuple):
     tensors: dict[str, np.ndarray]
     naming: str
     positions: str
-    """Whose rule resizes the table of positions, see `fsg_jax.pretrained.adapt`."""
+    """Whose rule resizes the table of positions, see `fsg_jax.models.positions`."""
     architecture: Architecture
 
 
@@ -133,7 +133,7 @@ def _from_hint(choices: list[str], hint: str, file: str) -> str:
 
 def _google(tensors: Mapping[str, np.ndarray], file: str) -> Weights:
     found, heads = google_to_timm(tensors, file)
-    options = {"gelu": "tanh", "num_heads": heads}
+    options = {"gelu": "tanh", "num_heads": heads, "interpolate": "google"}
     return Weights(found, "timm", "google", _vit(found, file, options))
 
 

@@ -11,13 +11,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fsg_jax._checks import check_integer, expect
 from fsg_jax.models.multistream import MultiStream, get_channels
-from fsg_jax.pretrained.adapt import adapt_stem, resize_positions, square
+from fsg_jax.models.positions import resize_positions, square
+from fsg_jax.pretrained.adapt import adapt_stem
 from fsg_jax.pretrained.model_json import to_json
 from fsg_jax.pretrained.names import Path
 from fsg_jax.pretrained.preprocessing import Preprocessing
 from fsg_jax.typing import Key
 
-STEMS = (("conv1",), ("stem_conv",), ("patch_embed", "proj"))
+STEMS = (("conv1",), ("stem_conv",), ("patch_embed", "proj"), ("patch_embed", "conv1"))
 POSITIONS: Path = ("params", "pos_embed")
 HEAD: Path = ("params", "head")
 
@@ -48,6 +49,7 @@ def _example(params: Mapping[str, Any], name: str) -> jax.Array:
     stem = next((flat[(*path, "kernel")] for path in STEMS if (*path, "kernel") in flat), None)
     expect(stem is not None and np.ndim(stem) == 4, name, "the kernel of a stem", "none")
     size, channels = stem.shape[0], stem.shape[2]  # type: ignore[union-attr]
+    size = 2 * (size - 1) if ("patch_embed", "conv1", "kernel") in flat else size  # overlapping patches
     if ("pos_embed",) not in flat:
         return jnp.zeros((1, 32, 32, channels))
     patches = flat[("pos_embed",)].shape[1] - (("cls_token",) in flat)
@@ -107,6 +109,8 @@ def fit(
             check_integer("image_size", side, 1)
         if POSITIONS in flat:
             flat[POSITIONS] = _resized(model, flat, preprocessing, size, positions, name)
+            if model.grid is not None:
+                model = model.clone(grid=(size[0] // model.patch_size, size[1] // model.patch_size))
         preprocessing = preprocessing and preprocessing.resized(size)
     flat = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
     x = example(model, unflatten_dict(flat)["params"])
@@ -127,6 +131,7 @@ def _resized(
     table, patch = np.asarray(flat[POSITIONS]), model.patch_size
     expect(not (size[0] % patch or size[1] % patch), "image_size", f"multiples of the patches' {patch} pixels", size)
     count = table.shape[1] - (("params", "cls_token") in flat)
-    old = tuple(side // patch for side in preprocessing.size) if preprocessing else square(count, f"{name}: pos_embed")
+    known = preprocessing and tuple(side // patch for side in preprocessing.size)
+    old = model.grid or known or square(count, f"{name}: pos_embed")
     expect(old[0] * old[1] == count, f"{name}: pos_embed", f"{old[0]} x {old[1]} positions", count)
     return resize_positions(table, (old[0], old[1]), (size[0] // patch, size[1] // patch), rule)

@@ -56,7 +56,7 @@ def load_pretrained(
       in_channels: None: those of the weights, 3 for ImageNet. Another number adapts the stem by timm's rule: for 1 the
         sum over the channels, else the channels in turn, times old / new.
       image_size: side of the images, or (height, width), for ViTs a multiple of the patch: the table of positions is
-        resized by the rule of its source, timm's or Google's (`fsg_jax.pretrained.adapt`), save the class token's row.
+        resized by the rule of its source, timm's or Google's (`fsg_jax.models.positions`), save the class token's row.
         None: as the weights have it. `Preprocessing.crop` stays.
       architecture: timm's name, e.g. ``"tf_efficientnet_b0"``, for files that fit more than one architecture where
         the name of the file does not begin with it.

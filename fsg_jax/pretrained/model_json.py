@@ -16,7 +16,7 @@ import numpy as np
 
 from fsg_jax._checks import expect, look_up
 from fsg_jax.gates import channel_attention, gate
-from fsg_jax.models import efficientnet, experts, layers, multistream, resnet, vit
+from fsg_jax.models import efficientnet, experts, layers, multistream, resnet, vig, vit
 from fsg_jax.models.convolution import conv_general_dilated
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -32,15 +32,15 @@ def _modules_in(*modules: Any) -> dict[str, Any]:
 
 
 FACTORIES: dict[str, Callable[..., Any]] = {
-    **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit, experts),
-    **{cls.__name__: cls for cls in (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Conv)},
+    **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit, vig, experts),
+    **{cls.__name__: cls for cls in (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Conv)},
     **{function.__name__: function for function in (gate.xavier, gate.he, conv_general_dilated)},
 }
 """Classes and functions that attributes can name: parts of the library's models, and Flax's norms and convolution."""
 
 DTYPES: dict[str, Any] = {d.dtype.name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)}
 
-DEFAULTS = (resnet.BatchNorm, efficientnet.TFBatchNorm)
+DEFAULTS = (resnet.BatchNorm, efficientnet.TFBatchNorm, vit.LayerNorm, vig.RMSNorm, vig.TinyGLA)
 """Partials of the library; reading gives these same objects, so that models are equal."""
 
 

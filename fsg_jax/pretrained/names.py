@@ -4,7 +4,7 @@ A leaf is its path (collection, modules, leaf). PyTorch's kernels are (out, in, 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from fsg_jax._checks import expect
 
 Path = tuple[str, ...]
-Renames = list[tuple[str, str]]
+Renames = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 RESNET: Renames = [
     (r"^(layer\d+)_(\d+)/", r"\1.\2."),
@@ -23,6 +23,16 @@ RESNET: Renames = [
     (r"\bgate/(?!logits)", "se."),  # a data-dependent gate is timm's attention layer
 ]
 VIT: Renames = [(r"^blocks_(\d+)/", r"blocks.\1.")]
+VIG: Renames = [
+    (r"^patch_embed/(conv|norm)(\d)/", lambda m: f"patch_embed.proj.{3 * int(m[2]) - 3 + (m[1] == 'norm')}."),
+    (r"^blocks_(\d+)/", r"blocks.\1."),
+    (r"\.ls(\d)/gamma$", r".gamma\1"),
+    (r"\.norm1/", ".attn_norm."),
+    (r"\.norm2/", ".mlp_norm."),
+    (r"/in_proj/", ".in_proj.0."),
+    (r"/gk_down/", ".gk_proj.0."),
+    (r"/gk_up/", ".gk_proj.1."),
+]
 EFFICIENTNET: Renames = [
     (r"^stem_conv/", "conv_stem."),
     (r"^stem_bn/", "bn1."),
@@ -92,7 +102,7 @@ def _is_model(params: Mapping[str, Any]) -> bool:
 
 def _renames(params: Mapping[str, Any], modules: list[str], naming: str) -> Renames:
     if "patch_embed" in params:
-        return VIT
+        return VIG if "conv1" in params["patch_embed"] else VIT
     if "stem_conv" not in params:
         return RESNET if "conv1" in params else []
     block = re.match(r"stage(\d+)_(\d+)", modules[0]) if modules else None

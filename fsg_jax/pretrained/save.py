@@ -128,7 +128,8 @@ def read_saved(config: bytes, find: Callable[[str], Path], name: str) -> tuple[P
     flat = {tuple(key.split("/")): leaf for key, leaf in read_weights(f"{name}/{WEIGHTS}", data).items()}
     _check(model, flat, f"{name}: {WEIGHTS}")
     variables = jax.tree.map(jax.numpy.asarray, unflatten_dict(flat))
-    return Pretrained(model, variables, preprocessing), "google" if getattr(model, "gelu", "") == "tanh" else "timm"
+    rule = "google" if getattr(model, "gelu", "") == "tanh" else getattr(model, "interpolate", None) or "timm"
+    return Pretrained(model, variables, preprocessing), rule
 
 
 def _card(

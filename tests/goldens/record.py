@@ -1,4 +1,4 @@
-"""Records the goldens of reduced models from timm's modules in float64: ``python tests/goldens/record.py``.
+"""Records the goldens of reduced models from modules of timm (ViG: own) in float64: ``python tests/goldens/record.py``.
 
 Needs the parity extra. Weights, images and labels are by the rule of tests/timm_weights.py, with PyTorch's own names;
 gates are multiplications hooked into timm's modules. A golden is the logits in evaluation, and one step in training
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import timm_weights
 from reduced import BATCH, CLASSES, REDUCED
+from torch_vig import ViG
 from torchvision_operators import declare_missing_operators
 
 declare_missing_operators()
@@ -111,6 +112,9 @@ TWINS = {
     "vit_tiny": lambda: vit(3, 2),
     "vit_small": lambda: vit(6, 1),
     "vit_base": lambda: vit(12, 1),
+    "vig_tiny": lambda: ViG((3, 2), 4, 24, 3, 2, CLASSES, True),
+    "vig_small": lambda: ViG((3, 2), 4, 24, 6, 1, CLASSES, False),
+    "vig_base": lambda: ViG((3, 2), 4, 48, 12, 1, CLASSES, False),
     "multistream": MultiStream,
 }
 
