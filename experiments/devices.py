@@ -1,10 +1,15 @@
 """Where things are computed: one device, several, or several processes; and what is chosen for the kind of device."""
 
+import glob
 import os
+import re
+import warnings
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -141,6 +146,39 @@ def _listen(event: str, duration_secs: float, **_: str | int) -> None:
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
+HALF_A_PROGRAM = re.compile(r"Error reading persistent compilation cache entry for '(.*)': (error|ZstdError): ")
+"""JAX's warning of a program in the cache that cannot be decompressed; the first group is the program's name."""
+
+
+def _mend_cache() -> None:
+    """From now on, a program in the cache that is cut off is no news but is removed; JAX compiles it anew and keeps it.
+
+    JAX writes programs in place. Another process may read one before it is whole, which then stays; but what a killed
+    process or a full disk left behind would never be replaced, and every process would compile it. Warnings of files
+    that cannot be read or written at all are shown as before.
+    """
+    show, config = warnings.showwarning, cast(Any, jax.config)
+
+    def show_or_mend(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        half = HALF_A_PROGRAM.match(str(message))
+        if half is None or category is not UserWarning:
+            return show(message, category, *where, **more)
+        for file in Path(config.jax_compilation_cache_dir).glob(f"{glob.escape(half[1])}-*-cache"):
+            with suppress(OSError):
+                if not _is_whole(file.read_bytes()):
+                    file.unlink()
+
+    warnings.showwarning = show_or_mend
+
+
+def _is_whole(compressed: bytes) -> bool:
+    """Never where JAX found the package zstandard: then all programs of that name are compiled anew."""
+    try:
+        return bool(zlib.decompress(compressed))
+    except zlib.error:
+        return False
+
+
 def start() -> None:
     """Prepares a command: flags for XLA, the other processes of a launcher, a cache of compiled programs.
 
@@ -160,6 +198,7 @@ def start() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "fsg_jax" / "xla"))
+    _mend_cache()
 
 
 def is_first() -> bool:

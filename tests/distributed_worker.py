@@ -81,6 +81,7 @@ def train(folder, fsdp, wait_at, tell):
 
 def main(folder, count, index, port, fsdp, wait_at, tell):
     warnings.simplefilter("error", UserWarning)
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")  # as in pyproject.toml
     warnings.filterwarnings("default", message=".*is damaged.*")
     initialize_distributed(f"localhost:{port}", count, index)
     assert jax.process_count() == count

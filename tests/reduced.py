@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import timm_weights
 
 from fsg_jax.gates.gate import Gate
@@ -81,6 +82,16 @@ REDUCED = {
         channels={"rgb": 3, "depth": 1},
     ),
 }
+
+
+TWINS = ("resnet34", "tf_efficientnet_b0", "efficientnet_lite0", "vit_small", "vit_base")
+"""Models that are another one of the table with other numbers: most of their tests are slow ones."""
+
+
+def by_family(name: str, *values: Any, also: bool = False, **options: Any) -> Any:
+    """A parameter set for `pytest.mark.parametrize`, slow for the models in `TWINS`, and `also` where that holds."""
+    slow = (pytest.mark.slow,) if also or name in TWINS else ()
+    return pytest.param(name, *values, marks=slow, **options)
 
 
 def reduced(name: str, /, gate: Any = Gate, num_classes: int = CLASSES, **options: Any) -> nn.Module:

@@ -44,11 +44,14 @@ def test_mixup_formula(seed, alpha):
     np.testing.assert_array_equal(out["name"], batch["name"])
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 10_000), height=st.integers(1, 9), width=st.integers(1, 9))
-def test_cutmix_labels_are_the_exact_area_of_one_box(seed, height, width):
-    batch = make_batch(height=height, width=width)
-    out = cutmix(1.0, CLASSES)(jax.random.key(seed), batch)
+CUTMIX = cutmix(1.0, CLASSES)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.sampled_from([(1, 9), (9, 2), (6, 8), (5, 5)]))
+def test_cutmix_labels_are_the_exact_area_of_one_box(seed, size):
+    batch = make_batch(height=size[0], width=size[1])
+    out = CUTMIX(jax.random.key(seed), batch)
     images, (own, partner) = np.asarray(out["image"]), shares(batch, out)
     pasted = (images != batch["image"]).all(-1)
     for row, mask in enumerate(pasted):
@@ -64,7 +67,7 @@ def test_cutmix_box_has_the_drawn_area(key):
     """For λ uniform and sides s = sqrt(1 - λ), clipping at a uniform centre leaves E[(s - s²/4)²] = 0.321."""
     batch, transform = make_batch(2, 64, 64), cutmix(1.0, 2)
     keys = jax.random.split(key, 800)
-    own = jax.vmap(lambda key: transform(key, batch)["label"][0, 0])(keys)
+    own = jax.jit(jax.vmap(lambda key: transform(key, batch)["label"][0, 0]))(keys)
     pasted = 1 - np.asarray(own)[np.asarray(own) < 1]
     assert 300 < pasted.size < 500
     np.testing.assert_allclose(pasted.mean(), 0.321, atol=0.04)
@@ -99,15 +102,15 @@ def test_padding_rows_are_no_partners(factory):
     assert mixed > 5
 
 
-@pytest.mark.parametrize(("probability", "only"), [(0.0, "mixup"), (1.0, "cutmix"), (0.5, "both")])
-def test_choice_between_mixup_and_cutmix(probability, only):
+@pytest.mark.parametrize(
+    ("probability", "least", "most"),
+    [(0.25, 3, 17), *(pytest.param(p, 40 * p, 40 * p, marks=pytest.mark.slow) for p in (0.0, 1.0))],
+)
+def test_choice_between_mixup_and_cutmix(probability, least, most):
     batch = make_batch()
     transform = jax.jit(mixup_or_cutmix(8.0, 1.0, CLASSES, cutmix_probability=probability))
-    seen = set()
-    for seed in range(12):
-        levels = np.asarray(transform(jax.random.key(seed), batch)["image"])
-        seen.add("cutmix" if (levels == np.round(levels)).all() else "mixup")
-    assert seen == ({"mixup", "cutmix"} if only == "both" else {only})
+    images = [np.asarray(transform(jax.random.key(seed), batch)["image"]) for seed in range(40)]
+    assert least <= sum((levels == np.round(levels)).all() for levels in images) <= most
 
 
 def test_mixup_refuses_uint8(key):

@@ -31,9 +31,10 @@ RESNET = replace(VIT, models=("resnet18",))
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def run(settings, suite, out):

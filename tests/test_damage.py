@@ -8,7 +8,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import pytest
@@ -58,12 +58,16 @@ class Folders:
         self.straight = train(EXPERIMENT, ARM, 0, root / "straight")
         self.finished = root / "straight"
         self.stopped = interrupted(EXPERIMENT, root / "stopped")
-        self.other_seed = interrupted(EXPERIMENT, root / "seed", seed=1)
-        self.other_arm = interrupted(EXPERIMENT, root / "arm", arm="fsg")
         self.other_result = root / "other.json"
-        train(EXPERIMENT, ARM, 1, root / "seed", resume=True)
-        shutil.move(root / "seed" / "result.json", self.other_result)
-        self.early = interrupted(EXPERIMENT, root / "early", epoch=1)
+
+    @cached_property
+    def others(self) -> tuple[Path, Path, Path]:
+        """Runs of another seed, whose result is `other_result`, of another arm, and after the first epoch."""
+        seed = interrupted(EXPERIMENT, self.root / "seed", seed=1)
+        train(EXPERIMENT, ARM, 1, seed, resume=True)
+        shutil.move(seed / "result.json", self.other_result)
+        arm = interrupted(EXPERIMENT, self.root / "arm", arm="fsg")
+        return seed, arm, interrupted(EXPERIMENT, self.root / "early", epoch=1)
 
     def outcome(self, base: Path, damage: Damage) -> str:
         """``same`` or the error, after `damage` to a copy of `base`, from which the run was resumed."""
@@ -173,9 +177,13 @@ def replaced(key: str, content: bytes, value: object = 3) -> bytes:
     return json.dumps(json.loads(content) | {key: value}).encode()
 
 
-def to_checkpoints(folders: "Folders") -> Iterator[tuple[str, Damage]]:
-    """Folders of checkpoints: renamed, exchanged, lost, of another run."""
-    base = folders.stopped
+def copy(source: Path, new: str, out: Path) -> None:
+    shutil.rmtree(out / "checkpoints" / new, ignore_errors=True)
+    shutil.copytree(source, out / "checkpoints" / new)
+
+
+def to_checkpoints(base: Path) -> Iterator[tuple[str, Damage]]:
+    """Folders of checkpoints: renamed, exchanged, lost."""
     steps = sorted((p.name for p in base.glob("checkpoints/*")), key=int)
 
     def rename(old: str, new: str, out: Path) -> None:
@@ -185,19 +193,12 @@ def to_checkpoints(folders: "Folders") -> Iterator[tuple[str, Damage]]:
         for old, new in ((a, "x"), (b, a), ("x", b)):
             rename(old, new, out)
 
-    def copy(source: Path, new: str, out: Path) -> None:
-        shutil.rmtree(out / "checkpoints" / new, ignore_errors=True)
-        shutil.copytree(source, out / "checkpoints" / new)
-
     for step in steps:
         for new in ("8", "5", "48", "99999999999", str(2**70), "0", f"0{step}", "x", f"-{step}", f"{step} copy"):
             if new not in steps:
                 yield f"{step} renamed {new}", partial(rename, step, new)
                 yield f"{step} copied to {new}", lambda out, s=step, n=new: copy(out / "checkpoints" / s, n, out)
         yield f"{step} lost", lambda out, s=step: shutil.rmtree(out / "checkpoints" / s)
-        for other in (folders.other_seed, folders.other_arm):
-            if (other / "checkpoints" / step).exists():
-                yield f"{step} of {other.name}", partial(copy, other / "checkpoints" / step, step)
     for a, b in itertools.pairwise(steps):
         yield f"{a} and {b} exchanged", partial(exchange, a, b)
     for name in ("99999999999", "7", "x", "6.orbax-checkpoint-tmp", ".hidden", "007"):
@@ -206,19 +207,34 @@ def to_checkpoints(folders: "Folders") -> Iterator[tuple[str, Damage]]:
     yield "all lost", lambda out: [shutil.rmtree(p) for p in (out / "checkpoints").iterdir()]
     yield "no checkpoints", lambda out: shutil.rmtree(out / "checkpoints")
     yield "config and all lost", lambda out: [(out / "config.json").unlink(), shutil.rmtree(out / "checkpoints")]
+
+
+def by_other_runs(folders: Folders) -> Iterator[tuple[str, Damage]]:
+    """Checkpoints and logs of a run of another seed, of another arm, of fewer epochs."""
+    seed, arm, early = folders.others
+    for step in sorted(p.name for p in folders.stopped.glob("checkpoints/*")):
+        for other in (seed, arm):
+            if (other / "checkpoints" / step).exists():
+                yield f"{step} of {other.name}", partial(copy, other / "checkpoints" / step, step)
     for name in ("steps.jsonl", "epochs.jsonl"):
-        yield f"older {name}", lambda out, n=name: shutil.copy(folders.early / n, out / n)
-        yield f"{name} of another seed", lambda out, n=name: shutil.copy(folders.other_seed / n, out / n)
+        yield f"older {name}", lambda out, n=name: shutil.copy(early / n, out / n)
+        yield f"{name} of another seed", lambda out, n=name: shutil.copy(seed / n, out / n)
 
 
-def table(folders: "Folders") -> list[tuple[str, Path, Damage]]:
-    """All damages: to a folder of a stopped run, and to that of a finished one."""
+def of_one_run(folders: Folders) -> list[tuple[str, Path, Damage]]:
+    """Damages to a folder of a stopped run, and to that of a finished one."""
     base, done = folders.stopped, folders.finished
-    parts = (to_any_file(base), to_logs(), to_values(base), to_checkpoints(folders))
+    parts = (to_any_file(base), to_logs(), to_values(base), to_checkpoints(base))
     found = [(name, base, damage) for part in parts for name, damage in part]
-    found += [(f"finished: {kind}", done, partial(edit, "result.json", change)) for kind, change in CHANGES.items()]
+    kinds = CHANGES.items()
+    return found + [(f"finished: {kind}", done, partial(edit, "result.json", change)) for kind, change in kinds]
+
+
+def table(folders: Folders) -> list[tuple[str, Path, Damage]]:
+    """All damages."""
+    found = [*of_one_run(folders), *((name, folders.stopped, damage) for name, damage in by_other_runs(folders))]
     other = "finished: of another seed"
-    return [*found, (other, done, lambda out: shutil.copy(folders.other_result, out / "result.json"))]
+    return [*found, (other, folders.finished, lambda out: shutil.copy(folders.other_result, out / "result.json"))]
 
 
 LOST = "expected an empty folder or config.json in it, found "
@@ -239,12 +255,12 @@ def test_no_damage_is_silently_wrong(folders):
 
 
 SOME = (
-    *("checkpoints/6/meta/metadata flip", "checkpoints/4/_CHECKPOINT_METADATA a pipe", "4 lost"),
-    *("epochs.jsonl without row 1", "config.json empty", "finished: flip", "finished: of another seed", "6 of arm"),
+    *("checkpoints/6/meta/metadata flip", "4 lost", "epochs.jsonl without row 1", "config.json empty"),
+    "finished: flip",
 )
 
 
 def test_some_damages(folders):
     """A part of the above."""
-    found = {name: (base, damage) for name, base, damage in table(folders)}
+    found = {name: (base, damage) for name, base, damage in of_one_run(folders)}
     assert {name: folders.outcome(*found[name]) for name in SOME} == dict.fromkeys(SOME, "same")

@@ -200,3 +200,43 @@ def test_home_is_expanded_where_a_path_enters(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").is_file()
     assert not (ROOT / "~").exists()
+
+
+CUBE = """
+import sys
+import warnings
+import jax
+from experiments import devices
+
+def cube(x):
+    return x @ x @ x
+
+show = warnings.showwarning
+devices.start()
+if "unmended" in sys.argv:
+    warnings.showwarning = show
+print(jax.jit(cube)(jax.numpy.full((2, 2), 2.0))[0, 0])
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_is_cut_off_in_the_cache_is_silently_compiled_anew(tmp_path):
+    def run(*words: str) -> str:
+        env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        command = [sys.executable, "-c", CUBE, *words]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (0, "32.0\n")
+        return done.stderr
+
+    assert run() == ""
+    (program,) = tmp_path.glob("jit_cube-*-cache")
+    whole = program.read_bytes()
+    for part in (b"", whole[: len(whole) // 2]):
+        program.write_bytes(part)
+        assert "Error reading persistent compilation cache entry for 'jit_cube'" in run("unmended")
+        assert program.read_bytes() == part
+        assert run() == ""
+        assert run("unmended") == ""  # it is whole again
+    program.unlink()
+    program.mkdir()
+    assert "Error reading persistent compilation cache entry for 'jit_cube': IsADirectoryError" in run()

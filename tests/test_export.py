@@ -77,12 +77,14 @@ def outputs(name):
 
 def check(artifact, inputs, wanted):
     """Batches of several sizes, each row the same whatever is beside it."""
-    for rows in (slice(0, 4), slice(1, 2), slice(0, 3)):
+    for rows in (slice(0, 4), slice(1, 2)):
         found = artifact.call(jax.tree.map(lambda x, rows=rows: x[rows], inputs))
         np.testing.assert_allclose(found, wanted[rows], atol=1e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("resnet50", "efficientnet_b0") else n for n in CASES]
+)
 def test_stablehlo_gives_the_outputs_of_the_model(tmp_path, name):
     model, variables, inputs, wanted = outputs(name)
     facts = export_stablehlo(tmp_path, model, variables, inputs)

@@ -28,10 +28,16 @@ pytest.importorskip("safetensors", reason="needs the pretrained extra")
 MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.4, 0.3)
 
 
+def drawn(model, x, seed=0):
+    """Variables of the model; normal numbers, for which nothing is compiled."""
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), x), np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype), shapes)
+
+
 def save(folder, seed=0, **options):
     """A ViT of one block for RGB images of 16 pixels, with a head of its own."""
     model = fsg.create_model("vit_tiny", num_classes=7, patch_size=4, depth=1, **options)
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
+    variables = drawn(model, jnp.zeros((1, 16, 16, 3)), seed)
     fsg.save_pretrained(folder, model, variables, preprocessing=Preprocessing(MEAN, STD, (16, 16), 1.0, "bicubic"))
     pretrained.load.cache_clear()
     return str(folder)
@@ -110,21 +116,21 @@ def test_what_does_not_fit_is_refused(tmp_path, model, message):
 def test_leaves_that_do_not_fit_are_named(tmp_path):
     weights = pretrained.load(save(tmp_path), 3, None)
     model = fsg.create_model("vit_tiny", num_classes=3, patch_size=4, depth=1)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     with pytest.raises(ValueError, match=r"the leaves of the model, found others: params/pos_embed"):
         pretrained.starting_from(variables, model, {"": weights})
 
 
 def test_weights_without_statistics_are_refused(tmp_path):
     model = fsg.create_model("resnet18", num_classes=0, width=4)
-    fsg.save_pretrained(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    fsg.save_pretrained(tmp_path, model, drawn(model, jnp.zeros((1, 8, 8, 3))))
     with pytest.raises(UserError, match=r"model\.pretrained: .*expected weights that come with their mean and std"):
         pretrained.load(str(tmp_path), 3, None)
 
 
 def test_every_stream_starts_from_one_backbone(tmp_path):
     model = fsg.create_model("resnet18", num_classes=0, width=4, stem="imagenet")
-    saved = model.init(jax.random.key(5), jnp.zeros((1, 8, 8, 3)))
+    saved = drawn(model, jnp.zeros((1, 8, 8, 3)), 5)
     fsg.save_pretrained(tmp_path, model, saved, preprocessing=Preprocessing(MEAN, STD, (32, 32), 1.0, "bilinear"))
     streams = {"rgb": 3, "depth": 1}
     model = fsg.create_model(

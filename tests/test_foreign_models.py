@@ -30,7 +30,7 @@ def avals(tree):
 def test_a_step_keeps_the_layout_of_the_state(name):
     """Structure, shapes, dtypes and weak types, so that one program serves all steps; nothing is compiled."""
     case = FOREIGN[name]
-    state = jax.eval_shape(lambda state: state, foreign.state(case))
+    state = jax.eval_shape(lambda: foreign.state(case))
     step = fsg.make_train_step(fsg.losses.squared_error, inputs=case.inputs, jit=False)
     after, _ = jax.eval_shape(step, state, batch())
     assert jax.tree.structure(after) == jax.tree.structure(state)

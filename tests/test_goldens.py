@@ -19,7 +19,7 @@ import timm_weights
 from flax.traverse_util import flatten_dict
 from golden_steps import trained
 from reduced import REDUCED as OPTIONS
-from reduced import inputs, reduced, variables
+from reduced import by_family, inputs, reduced, variables
 
 from fsg_jax.models import create_model, list_models
 
@@ -27,6 +27,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 REDUCED = json.loads((GOLDENS / "reduced.json").read_text())
 FULL = json.loads((GOLDENS / "full_size.json").read_text())
 each_model = pytest.mark.parametrize("name", list_models())
+each_family = pytest.mark.parametrize("name", list(map(by_family, list_models())))
 each_full_size = pytest.mark.parametrize("key", sorted(FULL))
 
 
@@ -38,7 +39,7 @@ def test_logits(name):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@each_model
+@each_family
 def test_training_step(name):
     """Gradients of every leaf, through gates that moved before the weights, and statistics of BatchNorm."""
     golden = REDUCED[name]
@@ -56,7 +57,7 @@ def test_training_step(name):
         np.testing.assert_allclose(np.sum(probe * change), projection, rtol=0, atol=4 * noise, err_msg=names[path])
 
 
-@each_model
+@each_family
 def test_every_leaf_gets_a_finite_gradient(name):
     changes, _ = trained(name)
     for path, change in flatten_dict(changes, sep="/").items():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from reduced import REDUCED, reduced, variables
+from reduced import REDUCED, by_family, reduced, variables
 
 import fsg_jax as fsg
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
@@ -19,7 +19,7 @@ pytest.importorskip("safetensors")
 
 PREPROCESSING = fsg.Preprocessing((0.4, 0.5, 0.6), (0.2, 0.2, 0.3), (16, 24), 0.9, "bicubic")
 CASES = [
-    pytest.param(name, placement, gate, id=f"{name}-{i}")
+    by_family(name, placement, gate, id=f"{name}-{i}")
     for name in REDUCED
     for i, (placement, gate) in enumerate(
         [

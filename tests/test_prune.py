@@ -56,8 +56,17 @@ def test_pruned_is_masked(name):
     assert jax.tree.map(jnp.shape, dict(shapes)) == jax.tree.map(jnp.shape, pruned.variables)
 
 
-@pytest.mark.parametrize("score", ["magnitude", "random"])
-@pytest.mark.parametrize("name", ["resnet50", pytest.param("vit_tiny", marks=pytest.mark.slow), "efficientnet_b0"])
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        *(("resnet50", "random"), ("efficientnet_b0", "magnitude")),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("resnet50", "magnitude"), ("efficientnet_b0", "random"))
+        ),
+        *(pytest.param("vit_tiny", score, marks=pytest.mark.slow) for score in ("magnitude", "random")),
+    ],
+)
 def test_models_without_gates(name, score):
     model, weights = hidden(name, None)
     budget = {"flops": "80%", "params": "75%"}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from reduced import BATCH, CLASSES, REDUCED, inputs, reduced, variables
+from reduced import BATCH, CLASSES, REDUCED, by_family, inputs, reduced, variables
 
 import fsg_jax as fsg
 from fsg_jax.gates.gate import Gate
@@ -19,10 +19,11 @@ OPEN = functools.partial(Gate, kind="relu")
 HARD = functools.partial(Gate, kind="hard_concrete")
 
 each_model = pytest.mark.parametrize("name", list_models())
+each_family = pytest.mark.parametrize("name", list(map(by_family, list_models())))
 each_placement = pytest.mark.parametrize(
     ("name", "placement"),
     [
-        pytest.param(name, options, id=f"{name}-{i}")
+        by_family(name, options, id=f"{name}-{i}")
         for name in list_models()
         for i, options in enumerate(REDUCED[name].placements if name in REDUCED else [None])
     ],
@@ -90,7 +91,7 @@ def test_gate_kinds_and_summary_cover_every_gate(name, placement):
     assert fsg.gate_summary(SimpleNamespace(gates=weights["gates"], gate_kinds=kinds)).keys() == names
 
 
-@each_model
+@each_family
 def test_without_classes_gives_the_features_under_the_head(name):
     weights = variables(name)
     features = reduced(name, num_classes=0).apply(variables(name, num_classes=0), inputs(name))
@@ -104,7 +105,7 @@ def test_without_classes_gives_the_features_under_the_head(name):
     np.testing.assert_allclose(expected, logits(name), rtol=1e-4, atol=1e-5)
 
 
-@each_model
+@each_family
 def test_bfloat16_computes_low_and_keeps_high(name):
     model, full = reduced(name, dtype=jnp.bfloat16), reduced(name)
     shapes = jax.eval_shape(model.init, jax.random.key(0), inputs(name))
@@ -123,7 +124,7 @@ def in_training(name, weights, remat):
     return model.apply(weights, inputs(name), train=True, rngs=rngs, mutable=["batch_stats"])
 
 
-@each_model
+@each_family
 def test_rematerialisation_changes_no_output(name):
     jaxprs = [
         str(jax.make_jaxpr(reduced(name, remat=remat).apply)(variables(name), inputs(name))) for remat in (False, True)
@@ -150,7 +151,7 @@ def test_rematerialisation_changes_no_gradient(name):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradient(True), gradient(False))
 
 
-@each_model
+@each_family
 def test_a_row_does_not_depend_on_its_batch(name):
     """All at once without a compiled program, and compiled for batches of one."""
     compiled, weights = jax.jit(reduced(name).apply), variables(name)

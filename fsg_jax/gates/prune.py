@@ -139,6 +139,7 @@ def prune(
         low, high = (middle + 1, high) if over(keep(middle)) else (low, middle)
     kept = keep(low)
     smaller, weights = _without(model, flat, sites, kept)
+    weights = jax.tree.map(jnp.asarray, weights)
     _check_equal(mask_gates(model, variables, kept), (smaller, weights), inputs)
     after = layer_costs(smaller, weights, inputs)
     rows = tuple(_row(name, before, after, flat, flat_variables(weights)) for name in before)
@@ -265,7 +266,7 @@ def _without(model: Any, flat: dict[str, Any], sites: dict[str, Site], kept: Kep
             widths[name] = int(keep.sum())
             logits = f"{GATES}/{name}/logits"
             if logits in flat:
-                smaller[logits] = jnp.asarray(flat[logits])[keep]
+                smaller[logits] = np.asarray(flat[logits])[keep]
     remove(smaller, gone)
     return model.clone(widths=widths), nested_variables(smaller)
 

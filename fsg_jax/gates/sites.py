@@ -159,7 +159,10 @@ def scale(flat: dict[str, Any], uses: Iterable[Use], factor: Float[Array, " chan
 
 
 def remove(flat: dict[str, Any], uses: Iterable[tuple[Use, Any]]) -> None:
-    """Removes the given channels (integers) of each use, in place of the old leaves in `flat`."""
+    """Removes the given channels (integers) of each use; arrays of NumPy take the place of the old leaves in `flat`.
+
+    In JAX, every new shape would be a program to compile.
+    """
     gone: dict[tuple[str, int], set[int]] = {}
     for use, channels in uses:
         below = [f"{kind}/{use.module}" for kind in ("params", "batch_stats")]
@@ -168,4 +171,4 @@ def remove(flat: dict[str, Any], uses: Iterable[tuple[Use, Any]]) -> None:
                 key = (path, -1 if use.side == "out" else -2)
                 gone.setdefault(key, set()).update(use.indices(channels).tolist())
     for (path, axis), where in gone.items():
-        flat[path] = jnp.delete(jnp.asarray(flat[path]), np.asarray(sorted(where), int), axis=axis)
+        flat[path] = np.delete(np.asarray(flat[path]), np.asarray(sorted(where), int), axis=axis)
