@@ -85,9 +85,8 @@ def fit(
         other = [argument for argument, value in given.items() if value is not None]
         expect(not other, ", ".join(other), "None for a model of several streams", "a value")
     if num_classes is not None and num_classes != getattr(model, "num_classes", None):
-        expect(
-            getattr(model, "head", None) is None and hasattr(model, "num_classes"), "num_classes", "None", num_classes
-        )
+        linear = hasattr(model, "num_classes") and getattr(model, "head", None) is None
+        expect(linear, "num_classes", f"None, as the head of {name} is no linear layer", num_classes)
         check_integer("num_classes", num_classes, 0)
         flat = {path: leaf for path, leaf in flat.items() if path[:2] != HEAD}
         model = model.clone(num_classes=num_classes)
