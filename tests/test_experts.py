@@ -295,6 +295,8 @@ def test_gates_of_a_tower_are_injected_and_fold():
         ({"groups": {"t1": ("t0",)}}, "tasks, groups: expected names that differ"),
         ({"tasks": {"shared": 1}, "groups": {}}, "tasks, groups: expected names that differ"),
         ({"tasks": {"a/b": 1}, "groups": {}}, "tasks, groups: expected names that are not empty and have no /"),
+        ({"experts": "ab"}, r"experts\[0\]: expected numbers of experts by node, found 'a'"),
+        ({"expert_width": 8.0}, "expert_width: expected an integer, or one a level, found 8.0"),
         ({"experts": ()}, "experts: expected one level or more, found none"),
         ({"experts": ({"C": 1},)}, r"experts\[0\]: expected nodes"),
         ({"experts": ({"shared": -1},)}, r"experts\[0\]\['shared'\]: expected an integer >= 0, found -1"),
@@ -310,6 +312,14 @@ def test_gates_of_a_tower_are_injected_and_fold():
 def test_what_cannot_be_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         expert_head("home", **{"tasks": TASKS, "groups": GROUPS} | options)
+
+
+def test_a_head_is_saved_and_loaded(tmp_path):
+    head, variables = made()
+    fsg.save_pretrained(tmp_path / "head", head, variables)
+    loaded = fsg.load_pretrained(tmp_path / "head")
+    assert loaded.model == head
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"], variables["params"])
 
 
 def test_an_unknown_head_and_wrong_inputs_are_errors():
@@ -359,6 +369,14 @@ def test_the_mean_of_a_task_is_over_its_labels_however_a_batch_is_cut(accumulate
     evaluated = fsg.make_eval_step(loss, inputs="x")
     halves = [{k: v[:3] for k, v in batch.items()}, {k: v[3:] for k, v in batch.items()}]
     np.testing.assert_allclose(fsg.evaluate(evaluated, state, halves)["loss"], want, rtol=1e-5)
+
+
+def test_probabilities_that_are_missing_are_one_label():
+    labels = jnp.where(jnp.arange(6)[:, None] < 2, jnp.nan, jnp.float32([[0.25, 0.75]]))
+    loss = fsg.where_present(fsg.losses.make_cross_entropy(key="b"), "b")
+    values, weights = loss(jnp.zeros((6, 2)), {"b": labels})
+    np.testing.assert_array_equal(weights, [0, 0, 1, 1, 1, 1])
+    np.testing.assert_allclose(values[2:], np.log(2), rtol=1e-6)
 
 
 def test_a_task_without_any_label_moves_nothing_of_its_own():

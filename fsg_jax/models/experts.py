@@ -319,6 +319,7 @@ class ExpertHead(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the attributes."""
+        expect(isinstance(self.tasks, Mapping), "tasks", "outputs by task", self.tasks)
         expect(self.tasks, "tasks", "one or more", "none")
         for task, outputs in self.tasks.items():
             check_integer(f"tasks[{task!r}]", outputs, 1)
@@ -330,10 +331,14 @@ class ExpertHead(nn.Module):
         expect(not bad, "tasks, groups", "names that are not empty and have no /", bad)
         expect(self.experts, "experts", "one level or more", "none")
         for i, level in enumerate(self.experts):
+            expect(isinstance(level, Mapping), f"experts[{i}]", "numbers of experts by node", repr(level))
             for name, number in level.items():
                 expect(name in {*names} - {LOG_VARIANCE}, f"experts[{i}]", f"nodes, {names[:3]} or of the tree", name)
                 check_integer(f"experts[{i}][{name!r}]", number, 0)
         if not isinstance(self.expert_width, int):
+            expect(
+                isinstance(self.expert_width, Sequence), "expert_width", "an integer, or one a level", self.expert_width
+            )
             found = len(self.expert_width)
             expect(found == len(self.experts), "expert_width", f"one a level, {len(self.experts)}", found)
         for i, width in enumerate(self._widths()):

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fsg_jax._checks import check_integer, expect
+from fsg_jax.models.experts import ExpertHead
 from fsg_jax.models.multistream import MultiStream, get_channels
 from fsg_jax.models.positions import resize_positions, square
 from fsg_jax.pretrained.adapt import adapt_stem
@@ -41,6 +42,10 @@ def example(model: nn.Module, params: Mapping[str, Any]) -> Any:
     """An input with the channels and the number of patches for which `params` are, by stream if there are several."""
     if isinstance(model, MultiStream):
         return {stream: _example(params.get(stream, {}), stream) for stream in get_channels(model.streams)}
+    if isinstance(model, ExpertHead):
+        kernel = flatten_dict(params, sep="/").get("level1/experts/fc0/kernel")
+        expect(np.ndim(kernel) == 3, "params", "level1/experts/fc0/kernel with three axes", np.shape(kernel))
+        return np.zeros((1, np.shape(kernel)[1]), np.float32)
     return _example(params, "params")
 
 

@@ -23,15 +23,17 @@ def where_present(function: Loss, key: str) -> Callable[[Any, Batch], tuple[Any,
     Args:
         function: ``function(outputs, batch)``, one value per example; it is given 1 in place of a missing label, so
             that no NaN gets into the gradient.
-        key: of the labels in the batch, (batch,): floating point, NaN where one is missing, or integers, below 0 there.
+        key: of the labels in the batch: floating point, NaN where one is missing, or integers, below 0 there.
     """
 
     def masked(outputs: Any, batch: Batch) -> tuple[Any, Any]:
         expect(key in batch, "batch", f"the key {key!r}", sorted(batch))
         labels = jnp.asarray(batch[key])
         there = is_present(labels)
-        filled = {**batch, key: jnp.where(there, labels, jnp.ones((), labels.dtype))}
-        return function(outputs, filled), there.astype(jnp.float32)
+        values = function(outputs, {**batch, key: jnp.where(there, labels, jnp.ones((), labels.dtype))})
+        while there.ndim > jnp.ndim(values):  # the probabilities of an example are one label
+            there = there.all(-1)
+        return values, there.astype(jnp.float32)
 
     masked.__name__ = f"{getattr(function, '__name__', type(function).__name__)} of {key}"
     return masked
