@@ -295,8 +295,6 @@ def test_gates_of_a_tower_are_injected_and_fold():
         ({"groups": {"t1": ("t0",)}}, "tasks, groups: expected names that differ"),
         ({"tasks": {"shared": 1}, "groups": {}}, "tasks, groups: expected names that differ"),
         ({"tasks": {"a/b": 1}, "groups": {}}, "tasks, groups: expected names that are not empty and have no /"),
-        ({"experts": "ab"}, r"experts\[0\]: expected numbers of experts by node, found 'a'"),
-        ({"expert_width": 8.0}, "expert_width: expected an integer, or one a level, found 8.0"),
         ({"experts": ()}, "experts: expected one level or more, found none"),
         ({"experts": ({"C": 1},)}, r"experts\[0\]: expected nodes"),
         ({"experts": ({"shared": -1},)}, r"experts\[0\]\['shared'\]: expected an integer >= 0, found -1"),
