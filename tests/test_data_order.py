@@ -87,8 +87,13 @@ def test_data_on_the_device_give_the_numbers_of_the_loader(dispatch):
     )
 
 
-@pytest.mark.parametrize("dispatch", ["scan", "loop"])
-@pytest.mark.parametrize("mode", ["vmap", "map"])
+@pytest.mark.parametrize(
+    ("dispatch", "mode"),
+    [
+        *(("scan", "vmap"), ("loop", "map")),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("scan", "map"), ("loop", "vmap"))),
+    ],
+)
 def test_runs_side_by_side_are_the_runs_alone(dispatch, mode):
     dataset, seeds = features(), (0, 5)
     steps = make_resident_steps(STEP, dispatch, seeds=mode)

@@ -62,10 +62,16 @@ def test_folded_is_gated(name, placement, classes):
         assert program(folded, folded_weights, inputs(name)) == program(plain, folded_weights, inputs(name))
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-30, 1e-6])
+TWO_BLOCKS = {"stages": (Stage(1, 8, 1, 3, 1), Stage(2, 8, 3, 3, 1))}
+
+
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("resnet34", {}), ("efficientnet_b0", {"stages": (Stage(1, 8, 1, 3, 1), Stage(2, 8, 3, 3, 1))})],
+    ("name", "options", "value"),
+    [
+        *(("resnet34", {}, 1e-30), ("resnet34", {}, 1e-6), ("efficientnet_b0", TWO_BLOCKS, 0.0)),
+        pytest.param("resnet34", {}, 0.0, marks=pytest.mark.slow),
+        *(pytest.param("efficientnet_b0", TWO_BLOCKS, value, marks=pytest.mark.slow) for value in (1e-30, 1e-6)),
+    ],
 )
 def test_a_closed_gate_on_a_shortcut_becomes_a_fixed_scale(name, options, value):
     options = {"gate_placement": "block", **options}

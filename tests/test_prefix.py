@@ -95,7 +95,7 @@ def count(jaxpr, name: str) -> int:
     return sum(eqn.primitive.name == name for eqn in jaxpr.eqns) + sum(count(v, name) for v in inner)
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_convolutions_before_the_first_gate_are_done_once(every):
     """Of the 20 of ResNet-18, 5 come before the first gate and 15 behind it.
 
@@ -170,9 +170,9 @@ def test_sharing_changes_nothing(name):
     "options",
     [
         {"gate_loss": lambda outputs, batch: 2 * fsg.losses.cross_entropy(outputs, batch)},
-        {"penalty": fsg.gate_penalty("l1", 0.1)},
         {"gate_every": 2},
-        {"metrics": {}},
+        pytest.param({"penalty": fsg.gate_penalty("l1", 0.1)}, marks=pytest.mark.slow),
+        pytest.param({"metrics": {}}, marks=pytest.mark.slow),
     ],
     ids=lambda options: next(iter(options)),
 )

@@ -24,7 +24,7 @@ from fsg_jax.pretrained.names import torch_names, torch_shape
 safetensors = pytest.importorskip("safetensors.numpy")
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens/full_size.json").read_text())
-QUICK = ("resnet18_tv_224", "vit_tiny_patch16_224_224", "efficientnet_b0_224")
+QUICK = ("resnet18_tv_224", "vit_tiny_patch16_224_224")
 
 
 def state_dict(name, size=None, naming="timm", damped=None, **options):

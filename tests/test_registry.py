@@ -48,7 +48,7 @@ def test_the_table_knows_every_model():
     assert sorted(REDUCED) == list_models()
 
 
-@each_model
+@each_family
 def test_float32_logits_in_evaluation_and_training(name):
     out = logits(name)
     assert (out.shape, out.dtype) == ((BATCH, CLASSES), jnp.float32)
