@@ -14,10 +14,19 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from experiments.config import Count, NotNegative, Positive, Share, Width, within
+from experiments.config import Count, NotNegative, Positive, Width, within
 from fsg_jax._checks import expect
 
 TaskLabels = dict[str, np.ndarray]
+
+
+def check_cosine(**values: float) -> None:
+    """Raises ValueError unless every value is in [0, 1]."""
+    for name, value in values.items():
+        expect(0 <= value <= 1, name, "a number in [0, 1]", value)
+
+
+Cosine = Annotated[float, check_cosine]
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,9 @@ class SyntheticTasks:
 
     groups: tuple[Annotated[int, within(1, 64)], ...] = (2,)
     """Tasks of each group; one group is none."""
-    related: Share = 0.5
+    related: Cosine = 0.5
     """Cosine of the directions of two tasks of a group."""
-    correlation: Share = 0.0
+    correlation: Cosine = 0.0
     """Cosine of those of two tasks of different groups."""
     labelled: tuple[float, ...] = ()
     """Share of the training examples that have the label of each task; none given: all, as for validation and test."""

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from experiments.cli import AblateArgs, parse
-from experiments.config import change
+from experiments.config import change, check
 from experiments.configs import CONFIGS
 from experiments.errors import UserError
 from experiments.head import Head, count, make_head
@@ -39,6 +39,18 @@ def test_two_tasks_are_those_of_ma_et_al(related):
     np.testing.assert_allclose(ys[0], (wanted - wanted.mean()) / wanted.std(), atol=0.02)
     for y in ys:
         np.testing.assert_allclose((y.mean(), y.std()), (0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [(0.0, True), (1.0, True), (1.01, False), (-0.1, False), (float("nan"), False)]
+)
+def test_cosines_are_from_0_to_1(value, fits):
+    experiment = change(CONFIGS["multitask_synthetic"][0], {"data.related": value})
+    if fits:
+        check(experiment)
+    else:
+        with pytest.raises(ValueError, match=r"data\.related: expected a number in \[0, 1\], found"):
+            check(experiment)
 
 
 def test_labels_are_missing_in_training_alone():
