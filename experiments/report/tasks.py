@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report.figures import Difference, colours, drawing, forest
-from experiments.report.results_file import BASELINE, Arms, Record, Results
+from experiments.report.results_file import BASELINE, Arms, Record, Results, is_number
 from experiments.report.statistics import Paired, paired
 from experiments.report.text_table import NOT_AVAILABLE, Table, mean_and_std
 from experiments.report.training_plots import learning_curves
@@ -100,17 +100,19 @@ def _plot(pairs: dict[str, Paired], palette: dict[str, str], metric: str) -> Fig
 
 
 def _anomalies(arms: Arms) -> Table:
-    """Means over runs of what goes wrong with experts, one row per arm."""
+    """Means over runs of how experts are used and what goes wrong with them, one row per arm."""
     own = dict.fromkeys(k for records in arms.values() for r in records for k in r["anomalies"] if k not in ANOMALIES)
     names = {**ANOMALIES, **{k: f"weight of own experts, {k.removeprefix('own_weight_')}" for k in own}}
-    rows = [
-        (arm, *(_mean([r["anomalies"].get(name) for r in records]) for name in names)) for arm, records in arms.items()
-    ]
-    return Table(("arm", *names.values()), rows)
+    levels = {"entropy": "entropy of gates", "zeros": "share of outputs that are 0"}
+    rows = []
+    for arm, records in arms.items():
+        of_levels = [_mean([v for r in records for level in r["experts"] for v in level.get(k, ())]) for k in levels]
+        rows.append((arm, *of_levels, *(_mean([r["anomalies"].get(name) for r in records]) for name in names)))
+    return Table(("arm", *levels.values(), *names.values()), rows)
 
 
 def _mean(values: list[float | None]) -> str:
-    there = [value for value in values if value is not None]
+    there = [value for value in values if is_number(value)]
     return _form(float(np.mean(there))) if there else NOT_AVAILABLE
 
 
