@@ -111,7 +111,7 @@ def _anomalies(arms: Arms) -> Table:
     return Table(("arm", *levels.values(), *names.values()), rows)
 
 
-def _mean(values: list[float | None]) -> str:
+def _mean(values: list[Any]) -> str:
     there = [value for value in values if is_number(value)]
     return _form(float(np.mean(there))) if there else NOT_AVAILABLE
 
