@@ -75,6 +75,7 @@ def test_tasks_that_cannot_be(options, message):
         make_tables(SyntheticTasks(**options))
 
 
+@pytest.mark.slow
 def test_all_heads_of_a_configuration_have_as_many_parameters():
     experiment, _ = CONFIGS["multitask_groups"]
     tables = make_tables(experiment.data)

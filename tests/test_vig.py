@@ -92,6 +92,7 @@ def test_parameters(name, parameters, block):
     assert size(params) + 11 * block == parameters
 
 
+@pytest.mark.slow
 def test_initial_weights():
     """The released rules, and that the attention starts switched off by the epsilon of its norm."""
     x = jnp.asarray(timm_weights.images("x", 1, 3, 64, 64))
@@ -260,6 +261,7 @@ def test_a_mixer_without_such_a_gate_takes_none():
         create_model("vit_tiny", num_classes=2, mixer=nn.Dense, output_gate="headwise")
 
 
+@pytest.mark.slow
 def test_arms_of_the_experiment():
     """Parameters near those of the ViT with the same recipe, and every arm as it is named."""
     experiment, vit = (CONFIGS[name][0] for name in ("cifar100_vig_tiny", "cifar100_vit_tiny"))
