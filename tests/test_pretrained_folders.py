@@ -124,7 +124,7 @@ def test_what_cannot_be_written_is_named(tmp_path, options, words):
 
 
 def test_a_model_of_ones_own_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="model: expected one of ResNet, EfficientNet, ViT, MultiStream, ExpertHead, found Dense"):
+    with pytest.raises(ValueError, match=r"model: expected one of ResNet, .*, ExpertHead, found Dense"):
         fsg.save_pretrained(tmp_path / "a", nn.Dense(3), {})
 
 
