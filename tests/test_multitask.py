@@ -155,6 +155,7 @@ def test_questions_about_polyps_with_missing_labels(tmp_path):
     from experiments.endoscopy.index import index_real_colon
     from experiments.endoscopy.phantom.phantom_plan import Config
     from experiments.endoscopy.phantom.phantom_set import make_phantom
+    from experiments.report import polyp_tasks
     from fsg_jax.endoscopy.index.folds import make_folds
     from fsg_jax.endoscopy.index.schema import read_index
     from fsg_jax.endoscopy.index.split_files import write_folds
@@ -173,7 +174,11 @@ def test_questions_about_polyps_with_missing_labels(tmp_path):
     for record in records:
         assert 0 < record["labelled"]["histology"]["train"] < record["labelled"]["size"]["train"]
         assert np.isfinite([v for v in record["test"].values()]).all()
+        tasks = {task: row["classes"] for task, row in record["tasks"].items()}
+        for task, found in polyp_tasks.answers(tmp_path / "runs", [record], tasks).items():  # as the run had it
+            np.testing.assert_allclose(found.errors.mean(), record["test"][record["tasks"][task]["metric"]], rtol=1e-5)
     text = write_report(tmp_path / "runs", resamples=50)[0].read_text()
+    assert "| home · rgb | 3 |" in text.split("## Differences to the baseline")[1]
     for line in ("SYNTHETIC DATA", "| guess |", "histology, balanced accuracy in %", "| size | "):
         assert line in text
     (tmp_path / "runs" / records[0]["predictions"]).write_bytes(b"PAR1 no")

@@ -18,8 +18,7 @@ from experiments.report.__main__ import main
 from experiments.report.polyp_metrics import Predictor
 from experiments.report.polyp_predictions import Predictions, align, pool
 from experiments.report.polyp_tables import Column, cell
-from experiments.report.polyps import baseline_of
-from experiments.report.results_file import load
+from experiments.report.results_file import baseline_of, load
 from fsg_jax.endoscopy import sizing
 from fsg_jax.endoscopy.sizing import Interval
 

@@ -91,7 +91,10 @@ def make_task(experiment: PolypTasksExperiment) -> Task:
         used = usage_record(head, captured)
         return {"test": summarise(table, targets), "predictions": FILE, "panels": [], **used}
 
-    shown = {name: {"metric": target.metric, "smallest": target.smallest} for name, target in targets.items()}
+    shown = {
+        name: {"metric": target.metric, "smallest": target.smallest, "classes": list(target.classes)}
+        for name, target in targets.items()
+    }
     return Task(
         init=program.init,
         placement=program.placement,

@@ -1,13 +1,13 @@
 """Several tasks of polyps: metrics per polyp over all folds, with intervals from a bootstrap over polyps."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.report.polyp_predictions import numbers, read_table
-from experiments.report.results_file import BASELINE, Arms, Record, RecordsError
+from experiments.report.results_file import Arms, Record, RecordsError, baseline_of
 from experiments.report.text_table import NOT_AVAILABLE, Table
 from fsg_jax.endoscopy.sizing import Interval, bootstrap
 
@@ -44,24 +44,29 @@ def tables(directory: Path, arms: Arms, resamples: int) -> tuple[Table, Table]:
         FileNotFoundError: A file of predictions is missing.
         RecordsError: A file of predictions cannot be used, or two folds test one polyp.
     """
-    tasks = list(next(iter(arms.values()))[0]["tasks"])
+    first = next(iter(arms.values()))
+    tasks = {task: list(row.get("classes", ())) for task, row in first[0]["tasks"].items()}
     found = {arm: answers(directory, records, tasks) for arm, records in arms.items()}
-    guesses = answers(directory, arms.get(BASELINE, next(iter(arms.values()))), tasks, GUESS)
+    guesses = answers(directory, first, tasks, GUESS)
     columns = [title for task in tasks for title in _titles(task, guesses[task])]
     rows = [(arm, *_estimates(each.values(), resamples)) for arm, each in (found | {GUESS: guesses}).items()]
     differences = []
-    for arm, each in (found | {GUESS: guesses}).items():
-        if BASELINE in found and arm != BASELINE:
-            pairs = [_difference(each[task], found[BASELINE][task], resamples) for task in tasks]
+    for arm, each in found.items():
+        if (control := baseline_of(arm, arms)) is not None:
+            pairs = [_difference(each[task], found[control][task], resamples) for task in tasks]
             differences.append((arm, *pairs))
+    for control in dict.fromkeys(baseline_of(arm, arms) for arm in arms):
+        if control is not None:
+            pairs = [_difference(guesses[task], found[control][task], resamples) for task in tasks]
+            differences.append((f"{GUESS}, against {control}", *pairs))
     main = [_titles(task, guesses[task])[0] for task in tasks]
     return Table(("arm", *columns), rows), Table(("arm", *main), differences)
 
 
 def answers(
-    directory: Path, records: Iterable[Record], tasks: Iterable[str], prefix: str = "predicted"
+    directory: Path, records: Iterable[Record], tasks: Mapping[str, Sequence[str]], prefix: str = "predicted"
 ) -> dict[str, Answers]:
-    """The answers by task, of the network or, with the prefix ``guess``, without it."""
+    """The answers by task, of the network or, with the prefix ``guess``, without it; `tasks` has their classes."""
     rows: dict[tuple[int, str], dict[str, float]] = {}
     folds: dict[tuple[int, str], int] = {}
     for record in records:
@@ -75,11 +80,11 @@ def answers(
     for task in tasks:
         keys = sorted(key for key, row in rows.items() if not np.isnan(row[f"true_{task}"]))
         truth, answer = (np.array([rows[key][f"{kind}_{task}"] for key in keys]) for kind in ("true", "answer"))
-        found[task] = Answers(keys, np.array([polyp for _, polyp in keys]), truth, answer, task != "size")
+        found[task] = Answers(keys, np.array([polyp for _, polyp in keys]), truth, answer, bool(tasks[task]))
     return found
 
 
-def _by_polyp(path: Path, tasks: Iterable[str], prefix: str) -> dict[str, dict[str, float]]:
+def _by_polyp(path: Path, tasks: Mapping[str, Sequence[str]], prefix: str) -> dict[str, dict[str, float]]:
     """The truth of each task, NaN where there is none, and the answer, by polyp."""
     try:
         table = read_table(path)
@@ -94,15 +99,15 @@ def _by_polyp(path: Path, tasks: Iterable[str], prefix: str) -> dict[str, dict[s
             return np.bincount(rows, values) / counts
 
         columns = {}
-        for task in tasks:
+        for task, classes in tasks.items():
             truth = numbers(table, f"true_{task}")[first]
-            columns[f"true_{task}"] = truth if task == "size" else np.where(truth < 0, np.nan, truth)
+            columns[f"true_{task}"] = np.where(truth < 0, np.nan, truth)
             if prefix == GUESS:
                 columns[f"answer_{task}"] = mean(f"{GUESS}_{task}")
-            elif task == "size":
+            elif not classes:
                 columns[f"answer_{task}"] = mean("predicted_mm")
             else:
-                shares = [mean(name) for name in table.column_names if name.startswith(f"p_{task}_")]
+                shares = [mean(f"p_{task}_{kind}") for kind in classes]  # the classes in the order of their numbers
                 columns[f"answer_{task}"] = np.stack(shares).argmax(0).astype(float)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError | RecordsError):

@@ -11,7 +11,7 @@ from experiments.report.figures import WIDTH, Difference, colours, data_uri, for
 from experiments.report.polyp_metrics import UNITS, Predictor
 from experiments.report.polyp_predictions import Predictions, one_task, pool
 from experiments.report.polyp_tables import Column
-from experiments.report.results_file import BASELINE, RESULTS, Arms, Results, is_number, label
+from experiments.report.results_file import RESULTS, Arms, Results, baseline_of, is_number
 from experiments.report.text_table import Table, mean_and_std
 from experiments.report.training_plots import learning_curves
 from fsg_jax._files import read_bytes
@@ -84,12 +84,6 @@ def summary(arms: Arms) -> Table:
         cells = [mean_and_std(v, column.form.format) for v, column in zip(values, shown.values(), strict=True)]
         rows.append((arm, str(len(found)), *(" ± ".join(each) for each in cells)))
     return Table(("arm", "runs", *(column.title for column in shown.values())), rows)
-
-
-def baseline_of(name: str, arms: Arms) -> str | None:
-    """The label of the baseline with the same streams, None where there is none or `name` is it."""
-    baseline = label(arms[name][0] | {"arm": BASELINE})
-    return baseline if baseline in arms and baseline != name else None
 
 
 def _pairs(arms: Arms, data: dict[str, Predictions]) -> Iterator[tuple[Predictor, Predictor]]:

@@ -107,6 +107,12 @@ def label(record: Record) -> str:
     return f"{arm} · {' + '.join(map(str, streams))}" if isinstance(streams, list) else str(arm)
 
 
+def baseline_of(name: str, arms: Arms) -> str | None:
+    """The label of the baseline with the same streams, None where there is none or `name` is it."""
+    baseline = label(arms[name][0] | {"arm": BASELINE})
+    return baseline if baseline in arms and baseline != name else None
+
+
 def run_name(record: Record) -> str:
     """The label, the fold if there is one, and the seed; "?" for what an unfinished record lacks."""
     fold = f" fold {record['fold']}" if "fold" in record else ""
@@ -188,6 +194,9 @@ def _task_rules(record: Record) -> Iterator[tuple[str, Any, str, bool]]:
         metric = row.get("metric") if isinstance(row, dict) else None
         right = isinstance(metric, str) and is_number(record["test"].get(metric))
         yield f"tasks.{task}", row, "a metric with a number in test", right
+        classes = row.get("classes", []) if right else []
+        texts = isinstance(classes, list) and all(isinstance(kind, str) for kind in classes)
+        yield f"tasks.{task}.classes", classes, "a list of texts", texts
     yield "tasks", record["tasks"], "one or more", bool(record["tasks"])
     for level in record["experts"]:
         right = isinstance(level, dict) and all(isinstance(level.get(k), list) for k in ("gates", "experts", "weights"))

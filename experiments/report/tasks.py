@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report.figures import Difference, colours, drawing, forest
-from experiments.report.results_file import BASELINE, Arms, Record, Results, is_number
+from experiments.report.results_file import Arms, Record, Results, baseline_of, is_number
 from experiments.report.statistics import Paired, paired
 from experiments.report.text_table import NOT_AVAILABLE, Table, mean_and_std
 from experiments.report.training_plots import learning_curves
@@ -73,10 +73,10 @@ def _values(records: list[Record], metric: str) -> dict[Any, float]:
 
 
 def _pairs(arms: Arms, metric: str) -> dict[str, Paired]:
-    if BASELINE not in arms:
-        return {}
-    control = _values(arms[BASELINE], metric)
-    return {arm: paired(_values(records, metric), control) for arm, records in arms.items() if arm != BASELINE}
+    """Every arm with the baseline, that of its streams if there are some."""
+    controls = {arm: control for arm in arms if (control := baseline_of(arm, arms)) is not None}
+    values = {arm: _values(records, metric) for arm, records in arms.items()}
+    return {arm: paired(values[arm], values[control]) for arm, control in controls.items()}
 
 
 def _differences(pairs: dict[str, Paired]) -> Table:
@@ -134,7 +134,7 @@ def _usage(records: list[Record]) -> Iterator[tuple[int, Figure]]:
 
 def _missing(arms: Arms) -> Iterator[str]:
     everything = {(record["fold"], record["seed"]) for records in arms.values() for record in records}
-    if BASELINE not in arms:
+    if len(arms) > 1 and not any(baseline_of(arm, arms) for arm in arms):
         yield "No run of the baseline is finished, so there are no differences to it."
     for arm, records in arms.items():
         if missing := everything - {(record["fold"], record["seed"]) for record in records}:
