@@ -91,7 +91,8 @@ def test_a_folder_that_cannot_be_written_any_more_ends_the_process_at_once(tmp_p
     began = time.monotonic()
     done = script(LOST, tmp_path / "a")
     assert done.returncode == 1
-    assert f"CheckpointError: cannot write checkpoints to {tmp_path}/a: [Errno 20] Not a directory" in done.stderr
+    # Which of Orbax's threads meets the file first differs: "Not a directory", or "No such file or directory".
+    assert f"CheckpointError: cannot write checkpoints to {tmp_path}/a: [Errno 2" in done.stderr
     assert time.monotonic() - began < 100  # Orbax's threads wait for 300 seconds
 
 
