@@ -66,7 +66,7 @@ def draw(found: dict[str, list[tuple[float, Paired]]], path: Path) -> None:
             axes.vlines(x, low, high, color=palette[arm])
             axes.plot(x, y, marker="o", markersize=4, color=palette[arm], label=arm)
         axes.set(xlabel="cosine of the two tasks", ylabel="mse, difference to the shared bottom")
-        axes.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=len(found), frameon=False)
         figure.savefig(path)
 
 

@@ -74,7 +74,7 @@ def make_program(
     shardings = placement.shardings(init)
     step = fsg.make_train_step(
         loss,
-        routing="none" if arm.routing == "tasks" else arm.routing,
+        routing="none" if "passes" in options else arm.routing,
         penalty=fsg.gate_penalty("l0", gate.l0_weight, reduction="mean") if arm.l0_penalty else None,
         gate_every=gate.every if arm.routing == "sequential" else 1,
         accumulate=train.accumulate,

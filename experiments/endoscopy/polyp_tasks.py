@@ -14,18 +14,17 @@ from experiments import build, devices, pretrained
 from experiments.endoscopy.augmentation import ENDOSCOPY, eval_transform, train_transform
 from experiments.endoscopy.cohort import Cohort, eval_batches, load_cohort, open_source, read_rows, train_order
 from experiments.endoscopy.polyp_config import PolypTasksExperiment
-from experiments.endoscopy.predictions import BOX, FILE, KEYS, polyp_names, write_predictions
+from experiments.endoscopy.predictions import FILE, collect, keyed, polyp_names, write_predictions
 from experiments.endoscopy.task_targets import (
-    UNKNOWN,
     Target,
     decode,
     groups_of,
+    is_unknown,
     make_targets,
     polyp_metrics,
     step_losses,
     truths,
 )
-from experiments.errors import NotFiniteError
 from experiments.head import factory, make_head, task_passes, usage_record
 from experiments.stepper import Streamed, streaming
 from experiments.task import Task
@@ -119,41 +118,30 @@ def predict(predictor: Any, batches: Any, table: pa.Table, targets: Mapping[str,
     Raises:
       NotFiniteError: a prediction is NaN or Inf, or a loss where there is a label.
     """
-    parts, uses = [], []
-    for batch in batches:
-        valid = batch.pop("valid")
-        columns, captured = jax.device_get(predictor(batch))
-        parts.append({name: np.asarray(values)[valid] for name, values in columns.items()})
-        uses.append(jax.tree.map(lambda leaf, valid=valid: np.asarray(leaf)[valid], captured))
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    missing = {f"loss_{name}": np.isin(truths(table, name), [UNKNOWN]) for name in targets}
-    missing |= {"loss_size": np.isnan(truths(table, "size"))}
-    bad = sorted(k for k, values in found.items() if not (np.isfinite(values) | missing.get(k, False)).all())
-    if bad:
-        raise NotFiniteError(f"predictions: {', '.join(bad)} are NaN or Inf; the last good checkpoint is kept")
-    columns = {name: table.column(name) for name in (*KEYS, *BOX, "width", "height", "size_mm")}
-    columns |= {f"true_{name}": truths(table, name) for name in targets}
-    return pa.table(columns | found), jax.tree.map(lambda *leaves: np.concatenate(leaves), *uses)
+    found, captured = collect(predictor, batches)
+    known = {name: truths(table, name) for name in targets}
+    lack = {f"loss_{name}": is_unknown(known[name], target) for name, target in targets.items()}
+    shown = keyed(table, found, lack)
+    for name, labels in known.items():
+        shown = shown.append_column(f"true_{name}", pa.array(labels))
+    return shown, captured
 
 
-def by_polyp(table: pa.Table, targets: Mapping[str, Target]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Names of the polyps, and a row a polyp: its truths, and the means of the predictions of its frames."""
-    names, rows = np.unique(polyp_names(table), return_inverse=True)
-    counts, columns = np.bincount(rows), {}
-    firsts = np.unique(rows, return_index=True)[1]
+def by_polyp(table: pa.Table, targets: Mapping[str, Target]) -> dict[str, np.ndarray]:
+    """A row a polyp: its truths, and the means of the predictions of its frames."""
+    _, firsts, rows = np.unique(polyp_names(table), return_index=True, return_inverse=True)
+    columns = {name: table.column(f"true_{name}").to_numpy()[firsts] for name in targets}
     for name in table.column_names:
-        if name.startswith(("p_", "predicted_mm", "guess_")):
-            values = table.column(name).to_numpy().astype(np.float64)
-            columns[name] = np.bincount(rows, values) / counts
-    columns |= {name: table.column(f"true_{name}").to_numpy()[firsts] for name in targets}
-    return names.tolist(), columns
+        if name.startswith(("p_", "predicted_mm")):
+            columns[name] = np.bincount(rows, table.column(name).to_numpy().astype(np.float64)) / np.bincount(rows)
+    return columns
 
 
 def summarise(table: pa.Table, targets: Mapping[str, Target]) -> dict[str, float]:
     """The sum of the mean losses of the tasks, each over the frames that have its label, and metrics over polyps."""
     losses = {f"{name}_loss": table.column(f"loss_{name}").to_numpy() for name in targets}
     means = {name: float(np.nanmean(values)) for name, values in losses.items() if not np.isnan(values).all()}
-    return {"loss": sum(means.values())} | means | polyp_metrics(targets, by_polyp(table, targets)[1])
+    return {"loss": sum(means.values())} | means | polyp_metrics(targets, by_polyp(table, targets))
 
 
 def with_guesses(table: pa.Table, cohort: Cohort, targets: Mapping[str, Target]) -> pa.Table:
@@ -164,7 +152,7 @@ def with_guesses(table: pa.Table, cohort: Cohort, targets: Mapping[str, Target])
     firsts = np.array([rows[0] for rows in cohort.polyps])
     for name, target in targets.items():
         known = truths(cohort.table.take(firsts), name)
-        known = known[known != UNKNOWN] if target.classes else known[~np.isnan(known)]
+        known = known[~is_unknown(known, target)]
         guess = 0.0 if not len(known) else np.bincount(known).argmax() if target.classes else np.median(known)
         table = table.append_column(f"guess_{name}", pa.array(np.full(table.num_rows, guess, np.float64)))
     return table
@@ -174,8 +162,8 @@ def labelled(cohort: Cohort, targets: Mapping[str, Target]) -> dict[str, dict[st
     """How many polyps of the training and the test fold have the label of each task."""
     roles = {"train": cohort.polyps, "test": cohort.test_polyps}
     found: dict[str, dict[str, int]] = {}
-    for name in targets:
+    for name, target in targets.items():
         known = truths(cohort.table, name)
-        there = known != UNKNOWN if targets[name].classes else ~np.isnan(known)
+        there = ~is_unknown(known, target)
         found[name] = {role: sum(bool(there[rows[0]]) for rows in polyps) for role, polyps in roles.items()}
     return found

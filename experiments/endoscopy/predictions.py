@@ -1,6 +1,6 @@
 """Predictions of single frames: computed, summarised, and written beside the record of a run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,31 @@ def predict(predictor: Predictor, batches: Iterable[dict[str, np.ndarray]], tabl
     Raises:
       NotFiniteError: a prediction or loss is NaN or Inf.
     """
+    return keyed(table, collect(predictor, batches))
+
+
+def collect(predictor: Callable[[Batch], Any], batches: Iterable[dict[str, np.ndarray]]) -> Any:
+    """What `predictor` gives for all batches, leaf by leaf, without the rows of padding."""
     parts = []
     for batch in batches:
         valid = batch.pop("valid")
-        parts.append({k: np.asarray(v)[valid] for k, v in jax.device_get(predictor(batch)).items()})
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if bad := sorted(name for name, values in found.items() if not np.isfinite(values).all()):
+        parts.append(jax.tree.map(lambda leaf, valid=valid: np.asarray(leaf)[valid], jax.device_get(predictor(batch))))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def keyed(table: pa.Table, found: dict[str, np.ndarray], may_lack: Mapping[str, np.ndarray] | None = None) -> pa.Table:
+    """The keys, box and size of every row beside what was found.
+
+    Args:
+      table: the rows of the index.
+      found: columns.
+      may_lack: by column, the rows that may be NaN.
+
+    Raises:
+      NotFiniteError: another value is NaN or Inf.
+    """
+    lack = may_lack or {}
+    if bad := sorted(name for name, values in found.items() if not (np.isfinite(values) | lack.get(name, False)).all()):
         raise NotFiniteError(f"predictions: {', '.join(bad)} are NaN or Inf; the last good checkpoint is kept")
     columns = {name: table.column(name) for name in (*KEYS, *BOX, "width", "height", "size_mm")}
     return pa.table(columns | found)

@@ -1,7 +1,6 @@
 """The questions that one network answers about a polyp: size, size class, histology, site."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ from experiments.endoscopy.size_task import make_target
 from fsg_jax.endoscopy import sizing
 from fsg_jax.endoscopy.index.label_codes import LABELS, UNKNOWN, label_codes
 from fsg_jax.endoscopy.index.schema import Table
-from fsg_jax.typing import Batch, Loss
+from fsg_jax.training.task_losses import of_task
+from fsg_jax.typing import Loss
 
 GROUPS = {"extent": ("size", "size_class"), "tissue": ("histology",), "place": ("site",)}
 """Which questions belong together."""
@@ -90,6 +90,11 @@ def truths(table: Table, name: str) -> np.ndarray:
     return np.where(np.isnan(size), UNKNOWN, sizing.class_of(np.nan_to_num(size, nan=1.0), sizing.TRI_CLASS))
 
 
+def is_unknown(labels: np.ndarray, target: Target) -> np.ndarray:
+    """Whether a label of `truths` is missing."""
+    return labels == UNKNOWN if target.classes else np.isnan(labels)
+
+
 def polyp_metrics(targets: Mapping[str, Target], columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Metrics over the polyps that have the label of a task; a task of which none has one is left out.
 
@@ -100,27 +105,18 @@ def polyp_metrics(targets: Mapping[str, Target], columns: Mapping[str, np.ndarra
     found: dict[str, float] = {}
     for name, target in targets.items():
         truth = columns[name]
-        there = truth != UNKNOWN if target.classes else ~np.isnan(truth)
+        there = ~is_unknown(truth, target)
         if not there.any():
             continue
         if target.classes:
             chosen = np.stack([columns[f"p_{name}_{kind}"] for kind in target.classes], -1)[there].argmax(-1)
             found[f"{name}_accuracy"] = float(np.mean(chosen == truth[there]))
-            found[f"{name}_balanced_accuracy"] = float(balanced_accuracy(truth[there], chosen))
+            found[f"{name}_balanced_accuracy"] = sizing.balanced_accuracy(truth[there], chosen)
         else:
             found["size_mae"] = float(np.abs(columns["predicted_mm"] - truth)[there].mean())
     return found
 
 
-def balanced_accuracy(truth: np.ndarray, chosen: np.ndarray) -> float:
-    """Mean recall of the classes that occur in the truth."""
-    return float(np.mean([np.mean(chosen[truth == kind] == kind) for kind in np.unique(truth)]))
-
-
 def step_losses(targets: Mapping[str, Target]) -> dict[str, Loss]:
     """The loss of each task, as metrics of a step."""
-    return {f"{name}_loss": partial(_loss, name, target) for name, target in targets.items()}
-
-
-def _loss(name: str, target: Target, outputs: Any, batch: Batch) -> Any:
-    return target.loss(outputs[name], batch)
+    return {f"{name}_loss": of_task(name, target.loss) for name, target in targets.items()}

@@ -1,12 +1,10 @@
 """The section of a classification: accuracies in %, paired differences to the baseline in percentage points."""
 
-from collections.abc import Callable, Iterable, Iterator
-from math import nan
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from experiments.report.figures import Difference, colours, forest
+from experiments.report.differences import difference_plot, difference_table, interval, p_value, shown
+from experiments.report.figures import colours
 from experiments.report.results_file import BASELINE, Arms, Record, Results
 from experiments.report.statistics import Paired, paired
 from experiments.report.text_table import NOT_AVAILABLE, Table, mean_and_std, percent, points
@@ -25,8 +23,10 @@ def content(results: Results) -> dict[str, Any]:
         "accuracy": {split: accuracy_table(arms, split) for split in SPLITS},
         "by_seed": by_seed(arms, pairs["test"]),
         "pairs": pairs,
-        "differences": {split: difference_table(found) for split, found in pairs.items()},
-        "difference_plot": _difference_plot(pairs["test"], colours(arms)),
+        "differences": {split: difference_table(found, points, "mean, points") for split, found in pairs.items()},
+        "difference_plot": difference_plot(
+            pairs["test"], colours(arms), "difference to the baseline, percentage points", 100
+        ),
         "curves": learning_curves(arms, CURVES),
         "warnings": list(_missing_seeds(arms)),
     }
@@ -53,8 +53,8 @@ def summary(arms: Arms) -> Table:
         values = list(accuracies(records, "test").values())
         difference, p = ("reference", "") if arm == BASELINE else (NOT_AVAILABLE, NOT_AVAILABLE)
         if arm in pairs and pairs[arm].mean is not None:
-            interval = _interval(pairs[arm]) if pairs[arm].interval else f"[{NOT_AVAILABLE}]"
-            difference, p = f"{_shown(pairs[arm].mean, points)} {interval}", _p_value(pairs[arm])
+            found = interval(pairs[arm], points) if pairs[arm].interval else f"[{NOT_AVAILABLE}]"
+            difference, p = f"{shown(pairs[arm].mean, points)} {found}", p_value(pairs[arm])
         rows.append((arm, str(len(values)), " ± ".join(mean_and_std(values)), difference, p))
     return Table(("arm", "n", "test accuracy, %", "difference [95 % CI], points", "p"), rows)
 
@@ -82,23 +82,6 @@ def by_seed(arms: Arms, pairs: dict[str, Paired]) -> Table:
     return Table(("seed", *arms), rows)
 
 
-def difference_table(pairs: dict[str, Paired]) -> Table:
-    """Pairs, mean difference, 95 % interval and p-value, one row per arm."""
-    rows = [
-        (arm, str(len(p.differences)), _shown(p.mean, points), _interval(p), _p_value(p)) for arm, p in pairs.items()
-    ]
-    return Table(("arm", "pairs", "mean, points", "95 % interval", "p"), rows)
-
-
-def _difference_plot(pairs: dict[str, Paired], palette: dict[str, str]) -> Figure | None:
-    rows = {
-        arm: Difference(pair.mean, *(pair.interval or (nan, nan)), palette[arm], list(pair.differences.values()))
-        for arm, pair in pairs.items()
-        if pair.mean is not None
-    }
-    return forest(rows, "difference to the baseline, percentage points", 100)
-
-
 def _missing_seeds(arms: Arms) -> Iterator[str]:
     if BASELINE not in arms:
         yield "No run of the baseline is finished, so there are no differences to it."
@@ -110,16 +93,3 @@ def _missing_seeds(arms: Arms) -> Iterator[str]:
 
 def _seeds(arms: Arms) -> set[int]:
     return {record["seed"] for records in arms.values() for record in records}
-
-
-def _shown(value: float | None, form: Callable[[float], str]) -> str:
-    return NOT_AVAILABLE if value is None else form(value)
-
-
-def _interval(pair: Paired) -> str:
-    return f"[{points(pair.interval[0])}, {points(pair.interval[1])}]" if pair.interval else NOT_AVAILABLE
-
-
-def _p_value(pair: Paired) -> str:
-    """Three decimals, "<0.001" below."""
-    return _shown(pair.p_value, lambda p: "<0.001" if p < 0.001 else f"{p:.3f}")

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.report.polyp_predictions import numbers, read_table
 from experiments.report.results_file import Arms, Record, RecordsError, baseline_of
 from experiments.report.text_table import NOT_AVAILABLE, Table
-from fsg_jax.endoscopy.sizing import Interval, bootstrap
+from fsg_jax.endoscopy.sizing import Interval, balanced_accuracy, bootstrap
 
 GUESS = "guess"
 """Name of what is guessed without a network: the median size or the commonest class of the training polyps."""
@@ -128,13 +128,8 @@ def _estimates(found: Iterable[Answers], resamples: int) -> list[str]:
         factor = 100 if one.classes else 1
         cells.append(_cell(one, lambda errors: errors.mean(), (one.errors,), factor, resamples))
         if one.classes:
-            cells.append(_cell(one, balanced, (one.truth, one.answer), factor, resamples))
+            cells.append(_cell(one, balanced_accuracy, (one.truth, one.answer), factor, resamples))
     return cells
-
-
-def balanced(truth: np.ndarray, answer: np.ndarray) -> float:
-    """Mean recall of the classes that occur in the truth."""
-    return float(np.mean([np.mean(answer[truth == kind] == kind) for kind in np.unique(truth)]))
 
 
 def _difference(one: Answers, other: Answers, resamples: int) -> str:

@@ -1,14 +1,14 @@
 """The section on several tasks: errors by task, differences to the baseline in pairs, and how experts are used."""
 
 from collections.abc import Callable, Iterator
-from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.report.figures import Difference, colours, drawing, forest
+from experiments.report.differences import difference_plot, difference_table
+from experiments.report.figures import colours, drawing
 from experiments.report.results_file import Arms, Record, Results, baseline_of, is_number
 from experiments.report.statistics import Paired, paired
 from experiments.report.text_table import NOT_AVAILABLE, Table, mean_and_std
@@ -41,8 +41,10 @@ def content(directory: Path, results: Results, resamples: int) -> dict[str, Any]
     curves = {f"val_{row['metric']}": (f"validation {row['metric']}", 1.0) for row in tasks.values()}
     return {
         "summary": summary(arms),
-        "differences": {task: _differences(found) for task, found in pairs.items()},
-        "difference_plot": _plot(pairs[next(iter(tasks))], colours(arms), first),
+        "differences": {task: difference_table(found, _signed, "mean") for task, found in pairs.items()},
+        "difference_plot": difference_plot(
+            pairs[next(iter(tasks))], colours(arms), f"difference of {first} to the baseline", 1
+        ),
         "first": first,
         "pooled_polyps": pooled,
         "synthetic": any(record.get("synthetic") for record in results.finished),
@@ -77,26 +79,6 @@ def _pairs(arms: Arms, metric: str) -> dict[str, Paired]:
     controls = {arm: control for arm in arms if (control := baseline_of(arm, arms)) is not None}
     values = {arm: _values(records, metric) for arm, records in arms.items()}
     return {arm: paired(values[arm], values[control]) for arm, control in controls.items()}
-
-
-def _differences(pairs: dict[str, Paired]) -> Table:
-    """Pairs, mean difference, 95 % interval and p-value, one row per arm."""
-    rows = []
-    for arm, pair in pairs.items():
-        interval = f"[{_signed(pair.interval[0])}, {_signed(pair.interval[1])}]" if pair.interval else NOT_AVAILABLE
-        p = NOT_AVAILABLE if pair.p_value is None else "<0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
-        mean = NOT_AVAILABLE if pair.mean is None else _signed(pair.mean)
-        rows.append((arm, str(len(pair.differences)), mean, interval, p))
-    return Table(("arm", "pairs", "mean", "95 % interval", "p"), rows)
-
-
-def _plot(pairs: dict[str, Paired], palette: dict[str, str], metric: str) -> Figure | None:
-    rows = {
-        arm: Difference(pair.mean, *(pair.interval or (nan, nan)), palette[arm], list(pair.differences.values()))
-        for arm, pair in pairs.items()
-        if pair.mean is not None
-    }
-    return forest(rows, f"difference of {metric} to the baseline", 1)
 
 
 def _anomalies(arms: Arms) -> Table:

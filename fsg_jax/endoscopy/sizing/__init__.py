@@ -17,6 +17,7 @@ from fsg_jax.endoscopy.sizing.intervals import Interval, bootstrap, paired_diffe
 from fsg_jax.endoscopy.sizing.scaling import CLAMP_MM, RANGE_MM, mm_to_unit, unit_to_mm
 from fsg_jax.endoscopy.sizing.size_losses import ordinal_loss, size_cross_entropy, weighted_regression_loss
 from fsg_jax.endoscopy.sizing.size_metrics import (
+    balanced_accuracy,
     classification_metrics,
     confusion_matrix,
     correlations,
@@ -40,6 +41,7 @@ __all__ = [
     "SizeTarget",
     "aggregate_probabilities",
     "aggregate_sizes",
+    "balanced_accuracy",
     "bootstrap",
     "class_of",
     "classification_metrics",

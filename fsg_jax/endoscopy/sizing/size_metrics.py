@@ -84,6 +84,16 @@ def confusion_matrix(truth: Classes, predicted: Classes, scheme: ClassScheme) ->
     return metrics.confusion_matrix(truth, predicted, labels=np.arange(scheme.num_classes))
 
 
+def balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Returns the mean sensitivity of the classes in the truth; NaN without rows.
+
+    The value is scikit-learn's, whose function warns of classes that only the prediction has and checks its input at
+    every call, which a bootstrap makes thousands of times.
+    """
+    kinds = np.unique(truth)
+    return float(np.mean([np.mean(predicted[truth == kind] == kind) for kind in kinds])) if len(kinds) else float("nan")
+
+
 def scores(counts: Int[np.ndarray, "classes classes"], scheme: ClassScheme) -> dict[str, float]:
     """Returns averages over the classes, and the sensitivity of each, from a confusion matrix.
 
