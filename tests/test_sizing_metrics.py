@@ -304,3 +304,13 @@ def test_baselines_refuse_bad_input():
         sizing.fit_mean(np.array([4.0, np.nan]), ["a", "b"])
     with pytest.raises(ValueError, match="kind: expected one of 'linear', 'isotonic', found 'cubic'"):
         sizing.fit_box_area(np.ones(2), np.ones(2), ["a", "b"], "cubic")
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_is_that_of_scikit_learn():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        truth, predicted = draw.integers(0, 5, 30), draw.integers(0, 6, 30)
+        expected = sklearn_metrics.balanced_accuracy_score(truth, predicted)
+        np.testing.assert_allclose(sizing.balanced_accuracy(truth, predicted), expected)
+    assert np.isnan(sizing.balanced_accuracy(truth[:0], truth[:0]))
