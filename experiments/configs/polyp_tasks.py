@@ -7,10 +7,10 @@
     python -m experiments.ablate polyp_tasks --data.index runs/tasks/index --data.splits runs/tasks/splits.csv \\
         --arms baseline separate mmoe cgc ple home home_routed --out runs/tasks/runs
 
-The epoch that is tested is that with the least sum of the losses on the validation polyps; where one task overfits early,
-``--train.test-on last`` is fairer to the others (see experiments/results). The baseline is a shared bottom; all heads have as many parameters, to within 5 %. Histology and site of the phantom
-depend in part on what is seen (see ``experiments/endoscopy/phantom/lesion_kinds.py``). Other data need their labels in
-the index; docs/experts.md says how.
+The epoch that is tested is that with the least sum of the losses on the validation polyps; where one task overfits
+early, ``--train.test-on last`` is fairer to the others (see experiments/results). The baseline is a shared bottom; all
+heads have as many parameters, to within 5 %. Histology and site of the phantom depend in part on what is seen (see
+``experiments/endoscopy/phantom/lesion_kinds.py``). Other data need their labels in the index; docs/experts.md says how.
 """
 
 from experiments.config import Gate, Optimizer, Train
