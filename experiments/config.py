@@ -126,12 +126,21 @@ class ViT(Start):
     name: Literal["vit_tiny", "vit_small", "vit_base"] = "vit_tiny"
     patch_size: Side = 4
     depth: Depth = 12
+    dim: Width | None = None
+    """Channels of a token; None: the variant's."""
+    num_heads: Width | None = None
+    """Heads, which divide `dim`; None: the variant's."""
     gate_placement: Literal["branch", "hidden", "output", "output_heads"] = "branch"
     output_gate: Literal["headwise", "elementwise"] | None = None
     """A gate that depends on the input, before the projection of the attention."""
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """See `Start`; without the widths that are the variant's."""
+        own = super().options()
+        return {name: value for name, value in own.items() if name not in ("dim", "num_heads") or value is not None}
 
 
 @dataclass(frozen=True)

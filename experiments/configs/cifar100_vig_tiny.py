@@ -19,15 +19,15 @@ from typing import Any
 from experiments.config import ARMS, AddedArm, ViG
 from experiments.configs import cifar100_vit_tiny
 
+OUTPUT = cifar100_vit_tiny.OUTPUT
 VARIANTS: dict[str, dict[str, Any]] = {
     "softmax": {"model.mixer": "softmax"},
     "no_locality": {"model.locality": False},
     "no_directions": {"model.directional": False},
-    "output_heads": {"model.output_gate": "headwise"},
-    "output_elements": {"model.output_gate": "elementwise"},
+    **{name: arm for name, arm in OUTPUT.items() if name != "static_output"},
 }
 GATED = {f"{name}_fsg_gr": overrides | ARMS["fsg_gr"] for name, overrides in VARIANTS.items()}
-STATIC = {"static_output": ARMS["fsg_gr"] | {"model.gate_placement": "output"}}
+STATIC = {"static_output": OUTPUT["static_output"]}
 
 CONFIG = replace(
     cifar100_vit_tiny.CONFIG,

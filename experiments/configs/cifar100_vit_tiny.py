@@ -1,7 +1,10 @@
 """ViT-Ti/4 on CIFAR-100 at 32x32, from scratch: gates on both residual branches of every block.
 
     python -m experiments.ablate cifar100_vit_tiny --data.path PATH --seeds 4 \\
-        --arms baseline fsg fsg_joint fsg_gr --out runs/vit
+        --arms baseline fsg fsg_joint fsg_gr output_heads output_elements static_output --out runs/vit
+
+Arms beside the usual ones: a gate on the outputs of the attention that depends on the input, one value a head or a
+channel (output_heads, output_elements), and a static one there (static_output).
 
 Recipe: AdamW 1e-3, weight decay 0.05, 10 epochs of warm-up then cosine, 200 epochs, batch 256, crop, flip,
 TrivialAugment, mixup or CutMix, label smoothing 0.1, stochastic depth 0.1, bf16.
@@ -11,7 +14,15 @@ at 32x32) in the README of SHI-Labs/Compact-Transformers. The paper's 83.8 % is 
 comparison. This configuration has not been run to its end here.
 """
 
-from experiments.config import Data, Experiment, Gate, Optimizer, Train, ViT
+from typing import Any
+
+from experiments.config import ARMS, AddedArm, Data, Experiment, Gate, Optimizer, Train, ViT
+
+OUTPUT: dict[str, dict[str, Any]] = {
+    "output_heads": {"model.output_gate": "headwise"},
+    "output_elements": {"model.output_gate": "elementwise"},
+    "static_output": ARMS["fsg_gr"] | {"model.gate_placement": "output"},
+}
 
 CONFIG = Experiment(
     name="cifar100_vit_tiny",
@@ -22,6 +33,7 @@ CONFIG = Experiment(
         name="adamw", learning_rate=1e-3, weight_decay=0.05, warmup_epochs=10.0, clip=1.0, label_smoothing=0.1
     ),
     train=Train(epochs=200, batch_size=256, dtype="bfloat16"),
+    added_arms=tuple(AddedArm(name, tuple(arm.items())) for name, arm in OUTPUT.items()),
 )
 
 SPACE = {
