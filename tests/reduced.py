@@ -57,6 +57,17 @@ OUTPUT_PLACEMENTS = (
     {"gate_placement": "output_heads", "output_gate": "headwise"},
 )
 ALL_PLACEMENTS = (VIT_PLACEMENTS[0], *OUTPUT_PLACEMENTS, VIT_PLACEMENTS[1])
+VGG_STAGES = ((1, 2, False), (2, 2, True), (2, 1, True), (2, 1, True))
+ATTENTION = {"score": "additive", "normalise": "sigmoid", "dropout": 0.0, "head_dropout": 0.0}
+CONV_BIASES = "params/(stage.*/conv|g_conv|fc)/bias"
+
+
+def vgg(**options: Any) -> Reduced:
+    options |= {"stages": VGG_STAGES, "tapped": (0, 1, 2), "width": 4, "conv_dropout": (0.0, 0.0)}
+    placements = tuple({"gate_placement": place} for place in ("stage", "hidden"))
+    return Reduced(options, placements, shifts=CONV_BIASES)
+
+
 STREAM_BACKBONE = {"stage_sizes": (1,), "width": 8}
 REDUCED = {
     "resnet18": resnet(stage_sizes=(1, 1)),
@@ -65,6 +76,13 @@ REDUCED = {
     "efficientnet_b0": efficientnet(),
     "tf_efficientnet_b0": efficientnet(),
     "efficientnet_lite0": efficientnet(),
+    "vgg16": vgg(dropout=0.0, head_dropout=0.0),
+    "vgg_att": vgg(**ATTENTION, levels=2, query_norm=True),
+    "resnet_att": Reduced(
+        {"depth": 11, "width": 4, "conv_dropout": 0.0, **ATTENTION, "score": "additive_tanh"},
+        tuple({"gate_placement": place} for place in ("stage", "residual", "hidden")),
+        shifts=CONV_BIASES,
+    ),
     "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, ALL_PLACEMENTS),
     "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),
     "vit_base": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),

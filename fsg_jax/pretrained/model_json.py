@@ -16,12 +16,15 @@ import numpy as np
 
 from fsg_jax._checks import expect, look_up
 from fsg_jax.gates import channel_attention, gate
-from fsg_jax.models import efficientnet, experts, layers, multistream, resnet, vig, vit
+from fsg_jax.models import efficientnet, experts, layers, multistream, preact_resnet, resnet, spatial_attention, vgg, vig, vit
 from fsg_jax.models.convolution import conv_general_dilated
 
 MODELS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
-    for cls in (resnet.ResNet, efficientnet.EfficientNet, vit.ViT, multistream.MultiStream, experts.ExpertHead)
+    for cls in (
+        *(resnet.ResNet, efficientnet.EfficientNet, vit.ViT, vgg.VGG, preact_resnet.PreActResNet),
+        *(multistream.MultiStream, experts.ExpertHead),
+    )
 }
 """Classes of models that can be saved."""
 
@@ -32,7 +35,7 @@ def _modules_in(*modules: Any) -> dict[str, Any]:
 
 
 FACTORIES: dict[str, Callable[..., Any]] = {
-    **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit, vig, experts),
+    **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit, vig, experts, spatial_attention),
     **{cls.__name__: cls for cls in (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Conv)},
     **{function.__name__: function for function in (gate.xavier, gate.he, conv_general_dilated)},
 }
@@ -40,7 +43,7 @@ FACTORIES: dict[str, Callable[..., Any]] = {
 
 DTYPES: dict[str, Any] = {d.dtype.name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)}
 
-DEFAULTS = (resnet.BatchNorm, efficientnet.TFBatchNorm, vit.LayerNorm, vig.RMSNorm, vig.TinyGLA)
+DEFAULTS = (resnet.BatchNorm, efficientnet.TFBatchNorm, vgg.VGGNorm, vit.LayerNorm, vig.RMSNorm, vig.TinyGLA)
 """Partials of the library; reading gives these same objects, so that models are equal."""
 
 
