@@ -12,13 +12,14 @@ from jax.nn import initializers
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates, expect
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of
 from fsg_jax.models.arguments import check_factory, check_widths
+from fsg_jax.models.efficientnet import TFBatchNorm
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate
 from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, scale_init
 
 GATE_PLACEMENTS = ("stage", "hidden")
 
-VGGNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-3)
-"""BatchNorm of the convolutions, with the epsilon of the released code; averages are those of the biased variance."""
+VGGNorm = TFBatchNorm
+"""BatchNorm of the convolutions with the epsilon of the released code, 1e-3; averages are of the biased variance."""
 
 
 class ConvUnit(nn.Module):
