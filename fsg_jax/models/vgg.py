@@ -147,7 +147,7 @@ class VGG(AttentiveNetwork):
         sites: dict[str, Site] = {}
         for name, unit, reader in self._hidden():
             s = int(unit.removeprefix("stage").split("_")[0]) - 1
-            made = (Use(f"{unit}/conv", "out"), Use(f"{unit}/bn", "out"))
+            made: tuple[Use, ...] = (Use(f"{unit}/conv", "out"), Use(f"{unit}/bn", "out"))
             made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
             channels = self.widths.get(name, self.width * self.stages[s][0])
             sites[name] = Site(channels, (Use(reader, "in"),), made=made)
@@ -160,8 +160,8 @@ class VGG(AttentiveNetwork):
 
     def trunk(self, x: FeatureMaps, train: bool) -> tuple[dict[int, FeatureMaps], Vectors]:
         """See `AttentiveNetwork`."""
-        unit = nn.remat(ConvUnit, static_argnums=(2,)) if self.remat else ConvUnit
-        unit = partial(unit, conv=self.conv, norm=self.norm, initial=self.initial, dtype=self.dtype)
+        make = nn.remat(ConvUnit, static_argnums=(2,)) if self.remat else ConvUnit
+        unit = partial(make, conv=self.conv, norm=self.norm, initial=self.initial, dtype=self.dtype)
         gates = {self.gate_placement: self.gate}  # the other places have none
         hidden = {name for name, *_ in self._hidden()}
         taps: dict[int, FeatureMaps] = {}
