@@ -60,13 +60,8 @@ def _load_split(config: Data, split: str) -> data.ImageDataset:
     expect(config.path is not None, "data.path", wanted, None)
     if config.name == "kvasir_crops":
         found = data.load_arrays(Path(str(config.path)), split)
-        (height, width, channels), classes = DATA[config.name]
-        expect(
-            found.images.shape[1:] == (height, width, channels),
-            f"{config.path}: images",
-            f"{height} x {width} x {channels} pixels",
-            found.images.shape[1:],
-        )
+        shape, classes = DATA[config.name]
+        expect(found.images.shape[1:] == shape, f"{config.path}: images", f"pixels {shape}", found.images.shape[1:])
         expect(found.num_classes == classes, f"{config.path}: class_names", f"{classes} classes", found.num_classes)
         return found
     return data.load_cifar100(

@@ -69,7 +69,7 @@ class Data:
     download: bool = False
     """Fetch the official archive into `path` if it is not there."""
     validation: Count = 5000
-    """Images held out of the training split for validation, stratified and fixed; the crops have a split of their own."""
+    """Images held out of the training split for validation, stratified and fixed; crops have their own split."""
     num_train: Count | None = None
     """Train on this many of the remaining images, stratified and fixed; None: all."""
     image_size: Side | None = None

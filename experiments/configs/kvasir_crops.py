@@ -6,9 +6,9 @@
     python -m experiments.localise runs/kvasir --frames KVASIR --out runs/localised
 
 Crops of 96 pixels of the training frames, those with a polyp covered by its mask by a fifth or more, those without not
-at all. All arms have the trunk of VGG-16, whose poolings keep it cheap: maps are 24, 12 and 6 pixels wide for a crop and
-88, 44 and 22 for a whole frame of 352. baseline has no attention and is read by Grad-CAM; att3, att3_sigmoid and
-att3_dot_sigmoid have attention over its last three maps. See docs/attention_maps.md for the results of a small run.
+at all. All arms have the trunk of VGG-16, whose poolings keep it cheap: maps are 24, 12 and 6 pixels wide for a crop
+and 88, 44 and 22 for a whole frame of 352. baseline has no attention and is read by Grad-CAM; att3, att3_sigmoid and
+att3_dot have attention over its last three maps. Results of a small run are in docs/attention_maps.md.
 """
 
 from typing import Any

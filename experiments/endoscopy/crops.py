@@ -1,6 +1,6 @@
-"""Crops of Kvasir-SEG with and without a polyp, as images of two classes: ``python -m experiments.crops FOLDER --out F``.
+"""Crops of Kvasir-SEG with and without a polyp, as a classification: ``python -m experiments.crops FOLDER --out FILE``.
 
-For `experiments.ablate kvasir_crops`, whose networks learn of no mask; `experiments.localise` then asks where they look.
+For `experiments.ablate kvasir_crops`, whose networks see no mask; `experiments.localise` then asks where they look.
 """
 
 from collections import Counter
