@@ -39,8 +39,9 @@ Maps = Float[Array, "batch _rows _columns"]
 
 
 def keep(module: nn.Module, collection: str, name: str, value: Array) -> None:
-    """Sows `value` itself, not a tuple of it, into `collection`."""
-    module.sow(collection, name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    """Sows `value` itself, not a tuple of it, into `collection`; not at initialisation, for it is no variable."""
+    if not module.is_initializing():
+        module.sow(collection, name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
 def linear(features: int, fan_in: int, **options: Any) -> nn.Dense:
