@@ -13,8 +13,9 @@ from experiments import build, devices, pretrained
 from experiments.config import Data, Experiment
 from experiments.stepper import Streamed, resident_stepper, streaming
 from experiments.task import Task
+from experiments.trained import DATA
 from fsg_jax import augment, data
-from fsg_jax._checks import check_integer
+from fsg_jax._checks import check_integer, expect
 from fsg_jax.data.batches import BatchOrder, shuffled
 from fsg_jax.data.loader import gather
 from fsg_jax.data.resident import put_dataset
@@ -23,6 +24,7 @@ from fsg_jax.typing import Transform
 
 METRICS = {"accuracy": fsg.metrics.accuracy}
 STATISTICS = {"digits": ((0.3053,), (0.3760,)), "cifar100": (data.CIFAR100_MEAN, data.CIFAR100_STD)}
+STATISTICS |= {"kvasir_crops": ((0.644, 0.369, 0.269), (0.276, 0.202, 0.174))}
 
 
 class Splits(NamedTuple):
@@ -46,7 +48,7 @@ def stored(config: Data) -> Data:
 
 
 def load_split(config: Data, split: str) -> data.ImageDataset:
-    """The official training or test split."""
+    """The official training or test split, or of crops that for validation."""
     return _load_split(stored(config), split)
 
 
@@ -54,10 +56,16 @@ def load_split(config: Data, split: str) -> data.ImageDataset:
 def _load_split(config: Data, split: str) -> data.ImageDataset:
     if config.name == "digits":
         return data.load_digits(split)
-    if config.path is None:
-        raise ValueError("data.path: expected the CIFAR-100 folder, archive or .npz, found None")
+    wanted = "the CIFAR-100 folder, archive or .npz" if config.name == "cifar100" else "the .npz of experiments.crops"
+    expect(config.path is not None, "data.path", wanted, None)
+    if config.name == "kvasir_crops":
+        found = data.load_arrays(Path(str(config.path)), split)
+        shape, classes = DATA[config.name]
+        expect(found.images.shape[1:] == shape, f"{config.path}: images", f"pixels {shape}", found.images.shape[1:])
+        expect(found.num_classes == classes, f"{config.path}: class_names", f"{classes} classes", found.num_classes)
+        return found
     return data.load_cifar100(
-        Path(config.path), split, source=config.source, checksum=config.checksum, download=config.download
+        Path(str(config.path)), split, source=config.source, checksum=config.checksum, download=config.download
     )
 
 
@@ -69,14 +77,20 @@ def load_splits(config: Data) -> Splits:
 @cache
 def _load_splits(config: Data) -> Splits:
     everything = load_split(config, "train")
+    if config.name == "kvasir_crops":
+        return Splits(_some(everything, config), load_split(config, "validation"))
     check_integer("data.validation", config.validation, 1, len(everything) - 1)
     rest, held_out = data.stratified_holdout(everything.labels, config.validation)
-    train = everything.take(rest)
-    if config.num_train is not None:
-        check_integer("data.num_train", config.num_train, 1, len(train))
-        if config.num_train < len(train):
-            train = train.take(data.stratified_holdout(train.labels, config.num_train)[1])
-    return Splits(train, everything.take(held_out))
+    return Splits(_some(everything.take(rest), config), everything.take(held_out))
+
+
+def _some(train: data.ImageDataset, config: Data) -> data.ImageDataset:
+    """The training images that `config` asks for."""
+    if config.num_train is None:
+        return train
+    check_integer("data.num_train", config.num_train, 1, len(train))
+    whole = config.num_train == len(train)
+    return train if whole else train.take(data.stratified_holdout(train.labels, config.num_train)[1])
 
 
 def make_task(experiment: Experiment) -> Task:

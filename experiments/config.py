@@ -60,16 +60,16 @@ Augmentation = Literal["crop", "flip", "cutout", "trivial", "mixup", "cutmix", "
 class Data:
     """The images that a classification is trained on."""
 
-    name: Literal["digits", "cifar100"] = "cifar100"
+    name: Literal["digits", "cifar100", "kvasir_crops"] = "cifar100"
     path: Path | None = None
-    """CIFAR-100: a folder, archive or .npz. Digits need none."""
+    """CIFAR-100: a folder, archive or .npz; crops of Kvasir-SEG: the .npz of `experiments.crops`. Digits need none."""
     source: Literal["auto", "python", "binary", "npz", "tfds"] = "auto"
     checksum: bool = True
     """Compare an archive with the official MD5."""
     download: bool = False
     """Fetch the official archive into `path` if it is not there."""
     validation: Count = 5000
-    """Images held out of the training split for validation, stratified and fixed."""
+    """Images held out of the training split for validation, stratified and fixed; crops have their own split."""
     num_train: Count | None = None
     """Train on this many of the remaining images, stratified and fixed; None: all."""
     image_size: Side | None = None

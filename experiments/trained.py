@@ -28,6 +28,7 @@ from fsg_jax.typing import GateKinds
 
 CHECKPOINTS = "checkpoints"
 DATA: dict[str, tuple[tuple[int, int, int], int]] = {"digits": ((8, 8, 1), 10), "cifar100": ((32, 32, 3), 100)}
+DATA |= {"kvasir_crops": ((96, 96, 3), 2)}
 """Height, width and channels of the images, and the number of classes."""
 
 

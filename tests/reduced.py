@@ -26,6 +26,7 @@ class Reduced:
       placements: further arguments, one entry for each place where the model can have its gates, the default first.
       size: height and width of its images, unequal so that exchanged axes are seen.
       channels: of its images by stream; empty if it takes one image.
+      noise: of changes in a training step, times that of other models: norms over the few rows of a batch scale it up.
       shifts: pattern of the leaves that only shift what a 1x1 convolution and BatchNorm then take the mean from, so
         that their gradient is 0 in training.
     """
@@ -34,6 +35,7 @@ class Reduced:
     placements: tuple[dict[str, Any], ...] = ({},)
     size: tuple[int, int] = (12, 8)
     channels: dict[str, int] = field(default_factory=dict)
+    noise: float = 1.0
     shifts: str = "none"
 
 
@@ -59,13 +61,12 @@ OUTPUT_PLACEMENTS = (
 ALL_PLACEMENTS = (VIT_PLACEMENTS[0], *OUTPUT_PLACEMENTS, VIT_PLACEMENTS[1])
 VGG_STAGES = ((1, 2, False), (2, 2, True), (2, 1, True), (2, 1, True))
 ATTENTION = {"score": "additive", "normalise": "sigmoid", "dropout": 0.0, "head_dropout": 0.0}
-CONV_BIASES = "params/(stage.*/conv|g_conv|g?_?fc)/bias"
 
 
-def vgg(**options: Any) -> Reduced:
+def vgg(shifts: str = "stage.*/conv", **options: Any) -> Reduced:
     options |= {"stages": VGG_STAGES, "tapped": (0, 1, 2), "width": 4, "conv_dropout": (0.0, 0.0)}
     placements = tuple({"gate_placement": place} for place in ("stage", "hidden"))
-    return Reduced(options, placements, shifts=CONV_BIASES)
+    return Reduced(options, placements, noise=5.0, shifts=f"params/({shifts})/bias")
 
 
 STREAM_BACKBONE = {"stage_sizes": (1,), "width": 8}
@@ -76,12 +77,13 @@ REDUCED = {
     "efficientnet_b0": efficientnet(),
     "tf_efficientnet_b0": efficientnet(),
     "efficientnet_lite0": efficientnet(),
-    "vgg16": vgg(dropout=0.0, head_dropout=0.0),
+    "vgg16": vgg("stage.*/conv|fc", dropout=0.0, head_dropout=0.0),
     "vgg_att": vgg(**ATTENTION, levels=2, query_norm=True),
     "resnet_att": Reduced(
         {"depth": 11, "width": 4, "conv_dropout": 0.0, **ATTENTION, "score": "additive_tanh"},
         tuple({"gate_placement": place} for place in ("stage", "residual", "hidden")),
-        shifts=CONV_BIASES,
+        noise=5.0,
+        shifts="params/g_conv/bias",
     ),
     "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, ALL_PLACEMENTS),
     "vit_small": Reduced({"patch_size": 4, "dim": 24, "depth": 1}, VIT_PLACEMENTS),

@@ -1,6 +1,7 @@
 """Data: labelled images in memory, CIFAR-100 and the digits, fixed splits, and batches."""
 
 from fsg_jax.data.archives import check_digest, download, load_pickle, read_archive
+from fsg_jax.data.arrays import load_arrays
 from fsg_jax.data.cifar100 import CIFAR100_MEAN, CIFAR100_STD, download_cifar100, load_cifar100
 from fsg_jax.data.digits import load_digits
 from fsg_jax.data.images import ImageDataset
@@ -22,6 +23,7 @@ __all__ = [
     "download",
     "download_cifar100",
     "eval_batches",
+    "load_arrays",
     "load_cifar100",
     "load_digits",
     "load_pickle",

@@ -137,7 +137,7 @@ class PreActResNet(AttentiveNetwork):
         for stage, name in self.blocks:
             features, own = self.width * 2 ** (stage - 1), widths_below(self.widths, name)
             for i in (1, 2):
-                made = (Use(f"{name}/conv{i}", "out"), Use(f"{name}/bn{i + 1}", "out"))
+                made: tuple[Use, ...] = (Use(f"{name}/conv{i}", "out"), Use(f"{name}/bn{i + 1}", "out"))
                 made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
                 read = (Use(f"{name}/conv{i + 1}", "in"),)
                 sites[f"{name}/gate{i}"] = Site(own.get(f"gate{i}", features), read, made=made)
@@ -164,8 +164,8 @@ class PreActResNet(AttentiveNetwork):
         x = conv(self.width, (3, 3), padding=1, name="conv1")(x)
         for stage, name in self.blocks:
             strides = 2 if stage > 1 and name.endswith("_0") else 1
-            own = {"widths": widths_below(self.widths, name), "strides": strides, "name": name}
-            x = block(features=self.width * 2 ** (stage - 1), **own)(x, train)
+            features, widths = self.width * 2 ** (stage - 1), widths_below(self.widths, name)
+            x = block(features=features, strides=strides, widths=widths, name=name)(x, train)
             if name == f"layer{stage}_{(self.depth - 2) // 9 - 1}":
                 x = apply_gate(gates.get("stage"), x, name=f"gate{stage}", train=train)
                 x = taps[stage] = self.join(x, stage)

@@ -12,13 +12,14 @@ from jax.nn import initializers
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates, expect
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of
 from fsg_jax.models.arguments import check_factory, check_widths
+from fsg_jax.models.efficientnet import TFBatchNorm
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate
 from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, scale_init
 
 GATE_PLACEMENTS = ("stage", "hidden")
 
-VGGNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-3)
-"""BatchNorm of the convolutions, with the epsilon of the released code; averages are those of the biased variance."""
+VGGNorm = TFBatchNorm
+"""BatchNorm of the convolutions with the epsilon of the released code, 1e-3; averages are of the biased variance."""
 
 
 class ConvUnit(nn.Module):
@@ -146,7 +147,7 @@ class VGG(AttentiveNetwork):
         sites: dict[str, Site] = {}
         for name, unit, reader in self._hidden():
             s = int(unit.removeprefix("stage").split("_")[0]) - 1
-            made = (Use(f"{unit}/conv", "out"), Use(f"{unit}/bn", "out"))
+            made: tuple[Use, ...] = (Use(f"{unit}/conv", "out"), Use(f"{unit}/bn", "out"))
             made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
             channels = self.widths.get(name, self.width * self.stages[s][0])
             sites[name] = Site(channels, (Use(reader, "in"),), made=made)
@@ -159,8 +160,8 @@ class VGG(AttentiveNetwork):
 
     def trunk(self, x: FeatureMaps, train: bool) -> tuple[dict[int, FeatureMaps], Vectors]:
         """See `AttentiveNetwork`."""
-        unit = nn.remat(ConvUnit, static_argnums=(2,)) if self.remat else ConvUnit
-        unit = partial(unit, conv=self.conv, norm=self.norm, initial=self.initial, dtype=self.dtype)
+        make = nn.remat(ConvUnit, static_argnums=(2,)) if self.remat else ConvUnit
+        unit = partial(make, conv=self.conv, norm=self.norm, initial=self.initial, dtype=self.dtype)
         gates = {self.gate_placement: self.gate}  # the other places have none
         hidden = {name for name, *_ in self._hidden()}
         taps: dict[int, FeatureMaps] = {}

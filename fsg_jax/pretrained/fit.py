@@ -19,7 +19,7 @@ from fsg_jax.pretrained.names import Path
 from fsg_jax.pretrained.preprocessing import Preprocessing
 from fsg_jax.typing import Key
 
-STEMS = (("conv1",), ("stem_conv",), ("patch_embed", "proj"), ("patch_embed", "conv1"))
+STEMS = (("conv1",), ("stem_conv",), ("stage1_0", "conv"), ("patch_embed", "proj"), ("patch_embed", "conv1"))
 POSITIONS: Path = ("params", "pos_embed")
 HEAD: Path = ("params", "head")
 

@@ -54,7 +54,7 @@ FACTORIES: dict[str, Callable[..., Any]] = {
 
 DTYPES: dict[str, Any] = {d.dtype.name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)}
 
-DEFAULTS = (resnet.BatchNorm, efficientnet.TFBatchNorm, vgg.VGGNorm, vit.LayerNorm, vig.RMSNorm, vig.TinyGLA)
+DEFAULTS = (resnet.BatchNorm, efficientnet.TFBatchNorm, vit.LayerNorm, vig.RMSNorm, vig.TinyGLA)
 """Partials of the library; reading gives these same objects, so that models are equal."""
 
 

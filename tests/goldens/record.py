@@ -1,10 +1,11 @@
 """Records the goldens of reduced models from modules of timm (ViG and networks with attention: own) in float64.
 
-``python tests/goldens/record.py [NAMES]`` needs the parity extra. Weights, images and labels are by the rule of tests/timm_weights.py, with PyTorch's own names;
-gates are multiplications hooked into timm's modules. A golden is the logits in evaluation, and one step in training
-mode as the paper has it: the gates take an SGD step of rate 1 first, then the weights, at the new gates, theirs. Of
-every leaf's change the norm and a random projection are kept; projections are drawn by the rule as well, in PyTorch's
-layout. Averages of the variance are those of the biased variance, which Flax keeps and PyTorch does not.
+``python tests/goldens/record.py [NAMES]`` needs the parity extra. Weights, images and labels are by the rule of
+tests/timm_weights.py, with PyTorch's own names; gates are multiplications hooked into the modules. A golden is the
+logits in evaluation, and one step in training mode as the paper has it: the gates take an SGD step of rate 1 first,
+then the weights, at the new gates, theirs. Of every leaf's change the norm and a random projection are kept;
+projections are drawn by the rule as well, in PyTorch's layout. Averages of the variance are those of the biased
+variance, which Flax keeps and PyTorch does not.
 """
 
 import json
