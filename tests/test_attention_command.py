@@ -18,9 +18,7 @@ from experiments import attention as command
 from experiments.attention import choose_levels
 from experiments.attention_pictures import overlay
 from experiments.errors import run_main
-from experiments.predict import load_network
 from fsg_jax import explain
-from fsg_jax.pretrained.artifacts import export_stablehlo
 from fsg_jax.pretrained.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3), (12, 8), 1.0, "bilinear")
@@ -56,6 +54,11 @@ def run(*words, code=0):
     assert code == (found.value.code if found else 0)
 
 
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
 def told(folder):
     return json.loads((folder / "attention.json").read_text())
 
@@ -77,7 +80,7 @@ def test_numbers_picture_and_page(models, frames, tmp_path, capsys, name, levels
     assert found["maps"][2]["path"].endswith("1b<i>.png") or found["maps"][1]["path"].endswith("1b<i>.png")
 
     loaded = fsg.load_pretrained(str(models / name))
-    images = np.stack([PREPROCESSING(Image.open(row["path"])) for row in rows])
+    images = np.stack([PREPROCESSING(pixels(row["path"])) for row in rows])
     logits, maps = jax.jit(lambda v, x: explain.attention_maps(loaded.model, v, x))(loaded.variables, images)
     probabilities = np.asarray(jax.nn.softmax(logits))
     assert [row["classes"][0] for row in rows] == probabilities.argmax(1).tolist()
@@ -98,13 +101,12 @@ def test_numbers_picture_and_page(models, frames, tmp_path, capsys, name, levels
     assert "3 images, of which the first 2 are shown" in page
     assert "gates of this network act on channels and have no maps" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # it holds all that it shows
-    pictures = [
-        Image.open(io.BytesIO(base64.b64decode(text))) for text in re.findall(r"data:image/png;base64,([^\"]+)", page)
-    ]
-    assert [picture.size for picture in pictures] == [(8, 12)] * 6
-    crop = np.asarray(Image.open(frames / "0.png"))[:, 6:14]
-    np.testing.assert_array_equal(np.asarray(pictures[0]), crop)  # what the network saw, before it was normalised
-    assert Image.open(tmp_path / "attention.png").size[0] > 3 * 150
+    encoded = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    pictures = [pixels(io.BytesIO(base64.b64decode(text))) for text in encoded]
+    assert [picture.shape for picture in pictures] == [(12, 8, 3)] * 6
+    seen = pixels(frames / "0.png")[:, 6:14]  # the centre, before it was normalised
+    np.testing.assert_array_equal(pictures[0], seen)
+    assert pixels(tmp_path / "attention.png").shape[1] > 3 * 150
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attention.html", "attention.json", "attention.png"]
 
 
@@ -153,8 +155,8 @@ def test_without_readable_images_the_page_says_so(models, frames, tmp_path):
 @pytest.mark.slow
 def test_a_run(frames, tmp_path):
     """The ViT of a run on digits, of one channel, whose weights come from its checkpoint."""
-    tiny.ablation(tiny.digits(train={"epochs": 1}), ("fsg",), 1, tmp_path / "runs")
-    run(tmp_path / "runs", frames / "*[0-9].png", "--out", tmp_path / "out")
+    tiny.ablation(tiny.digits(train={"epochs": 1}), ("fsg",), 1, tmp_path)
+    run(tmp_path / "fsg" / "seed-0", frames / "*[0-9].png", "--out", tmp_path / "out")
     found = told(tmp_path / "out")
     assert list(found["levels"]) == ["blocks_0"]
     assert found["images"] == 3
