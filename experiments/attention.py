@@ -110,8 +110,8 @@ def choose_levels(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...
 def look(args: Args, found: Attentive, images: Found) -> tuple[list[dict[str, Any]], list[Shown]]:
     """A row an image, in their order, and those that are shown.
 
-    A row has the ``path``, what `experiments.predict` gives, and by level ``entropy``, of a uniform map's; ``max``,
-    ``sum``, and ``at``, row and column of the maximum; or an ``error``.
+    A row has the ``path``, what `experiments.predict` gives, and by level ``entropy``, of a uniform map's; ``min``,
+    ``max``, ``sum``, and ``at``, row and column of the maximum; or an ``error``.
 
     Raises:
       NotFiniteError: an output or a map is NaN or Inf.
@@ -140,7 +140,8 @@ def _numbers(name: str, level: str, values: np.ndarray, entropy: np.ndarray) -> 
         raise NotFiniteError(f"{name}: {level}: expected a finite map, found NaN or Inf")
     at = [int(i) for i in np.unravel_index(values.argmax(), values.shape)]
     known = float(entropy) if np.isfinite(entropy) else None  # a sigmoid can be 0 everywhere
-    return {"entropy": known, "max": float(values.max()), "sum": float(values.sum(dtype=np.float64)), "at": at}
+    ends = {"min": float(values.min()), "max": float(values.max())}
+    return {"entropy": known, **ends, "sum": float(values.sum(dtype=np.float64)), "at": at}
 
 
 def _visible(network: Network, image: np.ndarray) -> np.ndarray:

@@ -20,18 +20,21 @@ SMALL = 160
 """Pixels; narrower images are shown with square pixels."""
 
 
-def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A map over a greyed image: colours from 0 to the largest value, stronger where it is larger; uint8 RGB.
+def overlay(image: np.ndarray, values: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+    """A map over a pale grey image: colours from its smallest value, blue, to its largest, red; uint8 RGB.
+
+    A map that is the same everywhere, but for rounding, is blue.
 
     Args:
       image: (height, width, 3) in [0, 1].
-      values: (height, width), at least 0.
+      values: (height, width).
+      numbers: of the map before it was enlarged, ``min`` and ``max``.
     """
-    share = (values / values.max() if values.max() > 0 else values)[..., None]
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    heat = mpl.colormaps["turbo"](share[..., 0])[..., :3]
-    strength = 0.2 + 0.5 * share
-    return np.rint(255 * ((1 - strength) * grey[..., None] + strength * heat)).astype(np.uint8)
+    low, high = numbers["min"], numbers["max"]
+    flat = high - low <= 1e-5 * high
+    share = np.zeros_like(values) if flat else np.clip((values - low) / (high - low), 0, 1)
+    grey = 0.25 + 0.6 * image @ np.array([0.299, 0.587, 0.114])
+    return np.rint(255 * (0.45 * grey[..., None] + 0.55 * mpl.colormaps["turbo"](share)[..., :3])).astype(np.uint8)
 
 
 def draw(file: Path, levels: Mapping[str, tuple[int, int]], shown: Sequence[Any]) -> None:
@@ -43,12 +46,16 @@ def draw(file: Path, levels: Mapping[str, tuple[int, int]], shown: Sequence[Any]
     with mpl.rc_context(STYLE), replacing(file) as temporary:
         figure = Figure(figsize=size)
         for i, one in enumerate(shown):
-            pictures = {"image": one.image} | {_size(k, levels): overlay(one.image, one.maps[k]) for k in levels}
-            for j, (title, picture) in enumerate(pictures.items()):
+            pictures = [("image", one.image, "")]
+            for name, numbers in one.row["levels"].items():
+                pictures.append((_size(name, levels), overlay(one.image, one.maps[name], numbers), _range(numbers)))
+            for j, (title, picture, told) in enumerate(pictures):
                 x, y = left + j * (cell + gap), size[1] - top - (i + 1) * (CELL + gap) + gap
                 axes = figure.add_axes((x / size[0], y / size[1], cell / size[0], CELL / size[1]))
                 axes.imshow(picture, interpolation="nearest")
                 axes.set_axis_off()
+                box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
+                axes.text(0.03, 0.04, told, fontsize=6, transform=axes.transAxes, bbox=box if told else None)
                 if i == 0:
                     axes.set_title(title, fontsize=9)
             told = f"{_short(Path(one.row['path']).name)}\n{_told(one.row)}"
@@ -64,7 +71,8 @@ def write_page(file: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str,
     for one in shown:
         pictures = [("what the network saw", _png(np.rint(255 * one.image).astype(np.uint8)))]
         for name in levels:
-            pictures.append((_caption(name, levels, one.row["levels"][name]), _png(overlay(one.image, one.maps[name]))))
+            numbers = one.row["levels"][name]
+            pictures.append((_caption(name, levels, numbers), _png(overlay(one.image, one.maps[name], numbers))))
         sections.append({"path": one.row["path"], "told": _told(one.row), "pictures": pictures})
     readable = [row for row in rows if "error" not in row]
     preprocessing = about["preprocessing"]
@@ -96,7 +104,11 @@ def _spread(values: Sequence[float]) -> str:
 
 def _caption(name: str, levels: Mapping[str, tuple[int, int]], numbers: Mapping[str, Any]) -> str:
     entropy = NOT_AVAILABLE if numbers["entropy"] is None else f"{numbers['entropy']:.3f}"
-    return f"{_size(name, levels)}: entropy {entropy}, largest weight {numbers['max']:.3g}"
+    return f"{_size(name, levels)}: {_range(numbers)}, entropy {entropy}"
+
+
+def _range(numbers: Mapping[str, Any]) -> str:
+    return f"{numbers['min']:.2g} to {numbers['max']:.2g}"
 
 
 def _size(name: str, levels: Mapping[str, tuple[int, int]]) -> str:

@@ -89,6 +89,7 @@ def test_numbers_picture_and_page(models, frames, tmp_path, capsys, name, levels
     for level in levels:
         own = [row["levels"][level] for row in rows]
         assert tuple(found["levels"][level].values()) == maps[level].shape[1:]
+        np.testing.assert_allclose([one["min"] for one in own], maps[level].min((1, 2)), rtol=1e-4)
         np.testing.assert_allclose([one["max"] for one in own], maps[level].max((1, 2)), rtol=1e-4)
         np.testing.assert_allclose([one["sum"] for one in own], maps[level].sum((1, 2)), rtol=1e-4)
         np.testing.assert_allclose([one["entropy"] for one in own], explain.map_entropy(maps[level]), rtol=1e-3)
@@ -119,15 +120,18 @@ def test_levels_are_chosen():
 
 
 def test_overlays():
-    """Colours run from 0 to the largest value; a map that is 0 everywhere stays at the lowest colour."""
-    image = np.full((2, 2, 3), 0.5)
-    values = np.array([[0.0, 0.1], [0.2, 0.4]])
-    np.testing.assert_array_equal(overlay(image, values), overlay(image, 10 * values))
-    assert len({tuple(pixel) for pixel in overlay(image, values).reshape(-1, 3).tolist()}) == 4
-    red, blue = overlay(image, values)[1, 1].astype(int), overlay(image, values)[0, 0].astype(int)
-    assert red[0] > red[2]
-    assert blue[2] > blue[0]
-    np.testing.assert_array_equal(overlay(image, 0 * values), np.tile(overlay(image, values)[:1, :1], (2, 2, 1)))
+    """Colours run from the smallest to the largest value; a map that is the same everywhere is blue, not noise."""
+    image, ends = np.full((2, 2, 3), 0.5), {"min": 0.1, "max": 0.4}
+    values = np.array([[0.1, 0.2], [0.3, 0.4]])
+    found = overlay(image, values, ends).astype(int)
+    assert len({tuple(pixel) for pixel in found.reshape(-1, 3).tolist()}) == 4
+    assert found[1, 1, 0] > found[1, 1, 2]
+    assert found[0, 0, 2] > found[0, 0, 0]
+    np.testing.assert_array_equal(found, overlay(image, 10 * values, {"min": 1.0, "max": 4.0}))
+    same = overlay(image, 0.25 + 1e-8 * values, {"min": 0.25, "max": 0.25 + 1e-8})
+    np.testing.assert_array_equal(same, np.tile(found[:1, :1], (2, 2, 1)))
+    zero = overlay(image, 0 * values, {"min": 0.0, "max": 0.0})  # sigmoids can all be 0
+    np.testing.assert_array_equal(zero, same)
 
 
 def test_networks_without_maps_are_refused(models, frames, tmp_path, capsys):
