@@ -4,7 +4,7 @@ Exits with 1 if some images could not be read, which the file then says of each;
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,8 @@ class Args:
 class Network(NamedTuple):
     """What computes, and what it is given."""
 
-    call: Callable[[np.ndarray], np.ndarray]
+    call: Callable[[np.ndarray], Any]
+    """From a batch of inputs to an array, or to several, the images first."""
     preprocessing: Preprocessing
     shape: tuple[int, ...]
     """Height, width and channels of an input."""
@@ -67,8 +68,7 @@ def load_network(text: str) -> Network:
       ValueError, OSError, ImportError: it cannot be used here.
     """
     path = Path(text)
-    exported = path.suffix in {Path(name).suffix for name in FORMATS.values()}
-    if exported or any((path / name).is_file() for name in FORMATS.values()):
+    if is_exported(path):
         call, facts = (artifact := load_artifact(path)).call, artifact.facts
         shapes, origin = [tuple(found["shape"]) for found in facts["inputs"]], str(facts.get("weights", text))
         given = facts.get("preprocessing")
@@ -79,45 +79,81 @@ def load_network(text: str) -> Network:
         compiled = jax.jit(lambda variables, images: forward.evaluate(variables, (images,))[0])
         call = partial(compiled, jax.device_put(variables))
         shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
+    return Network(lambda images: np.asarray(call(images)), *one_image(text, preprocessing, shapes), origin)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path names an exported model."""
+    named = path.suffix in {Path(name).suffix for name in FORMATS.values()}
+    return named or any((path / name).is_file() for name in FORMATS.values())
+
+
+def one_image(
+    text: str, preprocessing: Preprocessing | None, shapes: Sequence[tuple[int, ...]]
+) -> tuple[Preprocessing, tuple[int, ...]]:
+    """The preprocessing of the network `text`, and height, width and channels of the one image that it takes.
+
+    Raises:
+      UserError: it takes other inputs than one image.
+      ValueError: its preprocessing gives another one.
+    """
     if preprocessing is None or len(shapes) != 1 or len(shapes[0]) != 4:
         raise UserError(f"{text}: expected a model of one image with its preprocessing, found inputs {shapes}")
     gives = (*preprocessing.size, len(preprocessing.mean))
     expect(gives == shapes[0][1:], text, f"preprocessing that gives its input, {shapes[0][1:]}", gives)
-    return Network(lambda images: np.asarray(call(images)), preprocessing, shapes[0][1:], origin)
+    return preprocessing, shapes[0][1:]
 
 
 def predict(args: Args, network: Network, found: Found) -> list[dict[str, Any]]:
     """A row an image, in their order: ``path`` and ``classes`` with ``probabilities``, a ``value``, or an ``error``.
 
-    Every batch has one shape; the rows that pad the last one, and those of unreadable images, are dropped.
-
     Raises:
       NotFiniteError: a prediction is NaN or Inf.
     """
-    paths, size = found.images, min(args.batch_size, len(found.images))
     rows: list[dict[str, Any]] = []
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    for name, image, outputs in compute("predicting", args, network, found):
+        what = {"error": image.reason} if isinstance(image, Unreadable) else prediction(name, outputs, args.top)
+        rows.append({"path": name} | what)
+    return rows
+
+
+def compute(what: str, args: Any, network: Network, found: Found) -> Iterator[tuple[str, np.ndarray | Unreadable, Any]]:
+    """Path, input and outputs of each image, in their order; a bar on stderr tells how many are done.
+
+    Every batch has one shape; the rows that pad the last one are dropped, and those of unreadable images mean nothing.
+
+    Args:
+      what: is done, for the bar.
+      args: with ``batch_size`` and ``workers``, see `Args`.
+      network: computes.
+      found: the images.
+    """
+    paths, size = found.images, min(args.batch_size, len(found.images))
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(paths))
+        left = iter(paths)
         for images in batches(paths, partial(_read, network), size, args.workers):
-            names = [_text(path) for path in paths[len(rows) : len(rows) + len(images)]]
             batch = np.zeros((size, *network.shape), np.float32)
             for place, image in enumerate(images):
                 if not isinstance(image, Unreadable):
                     batch[place] = image
             outputs = network.call(batch)
-            for name, image, row in zip(names, images, outputs, strict=False):
-                what = {"error": image.reason} if isinstance(image, Unreadable) else _prediction(name, row, args.top)
-                rows.append({"path": name} | what)
-            progress.update(task, completed=len(rows))
-    return rows
+            for place, image in enumerate(images):
+                yield _text(next(left)), image, jax.tree.map(lambda rows, place=place: rows[place], outputs)
+            progress.advance(task, len(images))
 
 
 def _read(network: Network, path: Path) -> np.ndarray:
     return network.preprocessing(decode(path, network.shape[-1]))
 
 
-def _prediction(name: str, outputs: np.ndarray, top: int) -> dict[str, Any]:
+def prediction(name: str, outputs: np.ndarray, top: int) -> dict[str, Any]:
+    """The `top` ``classes`` of an image with their ``probabilities``, or the ``value`` of a single output.
+
+    Raises:
+      NotFiniteError: an output is NaN or Inf.
+    """
     outputs = outputs.astype(np.float64)
     if not np.isfinite(outputs).all():
         raise NotFiniteError(f"{name}: expected finite outputs, found NaN or Inf")
@@ -173,6 +209,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = predict(args, network, found)
     write(args.out, rows, network)
     print(f"{len(rows)} images, {network.origin}: {args.out}")
+    finish(rows, found)
+
+
+def finish(rows: Sequence[Mapping[str, Any]], found: Found) -> None:
+    """Says on stderr what was passed over, and exits with 1 if some images, rows with an ``error``, were unreadable."""
     if found.others:
         print(f"{found.others} other files in the folders", file=sys.stderr)
     if bad := [row for row in rows if "error" in row]:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-from fsg_jax import augment, endoscopy
+from fsg_jax import augment, endoscopy, explain
 from fsg_jax.endoscopy import sizing
 from fsg_jax.gates import penalties
 from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeExcite
@@ -60,6 +60,7 @@ __all__ = [
     "endoscopy",
     "evaluate",
     "expert_head",
+    "explain",
     "fold_gates",
     "gate_penalty",
     "gate_summary",

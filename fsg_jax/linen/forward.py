@@ -72,11 +72,11 @@ class Forward(NamedTuple):
         return outputs, unfreeze(dict(state))
 
     def evaluate(
-        self, variables: dict[str, PyTree], inputs: Sequence[Any], capture: Sequence[str] = ()
+        self, variables: dict[str, PyTree], inputs: Sequence[Any], capture: Sequence[str] = (), **named: Any
     ) -> tuple[Any, dict[str, PyTree]]:
-        """Returns outputs and the collections of `capture` that the model sows into."""
+        """Returns outputs and the collections of `capture` that the model sows into; `named`: further arguments."""
         model, arguments = self._mode(False)
-        outputs, captured = model.apply(variables, *inputs, mutable=list(capture), **arguments)
+        outputs, captured = model.apply(variables, *inputs, mutable=list(capture), **arguments, **named)
         return outputs, unfreeze(dict(captured))
 
     def _mode(self, train: bool) -> tuple[nn.Module, Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from fsg_jax.models.arguments import check_factory, check_images, check_widths, 
 from fsg_jax.models.layers import DropPath, LayerScale, Mlp, ModuleDef, PatchEmbed, Tokens, apply_gate
 from fsg_jax.models.output_gate import OUTPUT_GATES, gate_output, output_gate_uses
 from fsg_jax.models.positions import RULES, resize_positions, square
+from fsg_jax.models.spatial_attention import ATTENTION, keep
 
 POOLS = ("token", "avg", "normed_avg")
 GELUS = ("exact", "tanh")
@@ -46,6 +47,10 @@ class SelfAttention(nn.Module):
       widths: ``{"gate_heads": heads, "gate": channels of all heads' outputs}``, where heads or channels were removed.
       gates: which there are: ``"gate_heads"``, one value a head, and ``"gate"``, on the heads' joined outputs.
       output_gate: a gate that depends on the input, before ``proj``; see `fsg_jax.models.output_gate`.
+
+    Where the collection ``"attention"`` is mutable, ``"class_token"`` in it is the attention of the class token to the
+    patches before dropout, (batch, heads, rows, columns), float32: what the token pays to itself is left out, so that
+    the sum over the patches is below 1.
     """
 
     num_heads: int
@@ -60,8 +65,14 @@ class SelfAttention(nn.Module):
     output: ClassVar[str] = "proj"
 
     @nn.compact
-    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        """The same shape as `x`; random stream ``"dropout"`` in training."""
+    def __call__(self, x: Tokens, grid: tuple[int, int] | None = None, *, train: bool = False) -> Tokens:
+        """The same shape as `x`; random stream ``"dropout"`` in training.
+
+        Args:
+          x: a class token first, if there is one token more than `grid` has patches.
+          grid: rows and columns of the patches; without them no attention is kept.
+          train: draw dropout.
+        """
         batch, tokens, dim = x.shape
         heads, d = self.widths.get("gate_heads", self.num_heads), dim // self.num_heads
         joined = self.widths.get("gate", heads * d)
@@ -70,7 +81,10 @@ class SelfAttention(nn.Module):
         parts = jnp.split(qkv, (heads * d, 2 * heads * d), axis=-1)
         q, k, v = (y.reshape(batch, tokens, heads, -1) for y in parts)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * d**-0.5).astype(v.dtype)
+        weights = jax.nn.softmax(scores * d**-0.5)
+        if grid is not None and tokens == 1 + grid[0] * grid[1] and self.is_mutable_collection(ATTENTION):
+            keep(self, ATTENTION, "class_token", weights[:, :, 0, 1:].reshape(batch, heads, *grid))
+        weights = weights.astype(v.dtype)
         weights = nn.Dropout(self.attention_dropout, name="attn_drop")(weights, deterministic=not train)
         x = gate_output(self, jnp.einsum("bhqk,bkhd->bqhd", weights, v), x, kernel_init=WEIGHT_INIT, train=train)
         x = nn.Dense(dim, dtype=self.dtype, kernel_init=WEIGHT_INIT, name="proj")(x)
