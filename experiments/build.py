@@ -117,11 +117,15 @@ def make_optimizer(gate: Gate, config: Optimizer, train: Train, arm: Arm, steps_
 
 
 def make_schedule(config: Optimizer, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then a cosine or a straight line down to 0."""
+    """Linear warm-up to the peak, then a cosine or a straight line down to 0, or half of the rate ever so often."""
     total, warmup = epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, total)
     down = optax.linear_schedule(config.learning_rate, 0.0, total - warmup)
+    if config.schedule == "halving":
+        every = max(1, round(config.halve_every * steps_per_epoch))
+        halvings = {step - warmup: 0.5 for step in range(every, total, every) if step > warmup}
+        down = optax.piecewise_constant_schedule(config.learning_rate, halvings)
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1)), down], [warmup])
 
 
@@ -131,7 +135,7 @@ def weight_optimizer(config: Optimizer, epochs: int, steps_per_epoch: int) -> op
     if config.name == "adamw":
         return optax.chain(*clip, optax.adamw(schedule, weight_decay=config.weight_decay, mask=fsg.is_weight))
     decay = optax.add_decayed_weights(config.weight_decay, mask=fsg.is_weight)
-    return optax.chain(*clip, decay, optax.sgd(schedule, momentum=config.momentum, nesterov=True))
+    return optax.chain(*clip, decay, optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov))
 
 
 def clipping(norm: float | None) -> list[optax.GradientTransformation]:

@@ -18,6 +18,7 @@ from fsg_jax._checks import check_integer
 from fsg_jax.data.batches import BatchOrder, shuffled
 from fsg_jax.data.loader import gather
 from fsg_jax.data.resident import put_dataset
+from fsg_jax.linen.costs import layer_costs
 from fsg_jax.typing import Transform
 
 METRICS = {"accuracy": fsg.metrics.accuracy}
@@ -93,10 +94,11 @@ def make_task(experiment: Experiment) -> Task:
     if start is not None:
         weights = {"": pretrained.load(start, channels, config.image_size, experiment.model.pretrained_part)}
     order = partial(batch_order, num_train, train.batch_size)
+    model = build.make_model(experiment.gate, experiment.arm, train.dtype, classes, **experiment.model.options())
     program = build.make_program(
         experiment,
         order(0).steps_per_epoch,
-        build.make_model(experiment.gate, experiment.arm, train.dtype, classes, **experiment.model.options()),
+        model,
         np.zeros(shape, np.float32),
         fsg.losses.make_cross_entropy(label_smoothing=experiment.optimizer.label_smoothing),
         train_transform(config, classes, normalize),
@@ -116,6 +118,8 @@ def make_task(experiment: Experiment) -> Task:
     eval_step = fsg.make_eval_step(loss, transform=prepare, metrics=METRICS, ema=ema, shardings=where)
     evaluate = partial(_evaluate, eval_step, program.placement, train.eval_batch_size)
     info = {"num_train": num_train, "num_validation": len(splits.validation)}
+    variables = jax.eval_shape(program.init, jax.random.key(0)).variables
+    info |= {"flops": sum(cost.flops for cost in layer_costs(model, variables, np.zeros(shape, np.float32)).values())}
     info |= {"dropped_per_epoch": order(0).dropped_per_epoch} | ({} if test is None else {"num_test": len(test)})
     return Task(
         init=program.init,

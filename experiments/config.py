@@ -179,6 +179,53 @@ class EfficientNet(Start):
 
 
 @dataclass(frozen=True)
+class VGG(Start):
+    """A VGG of `fsg_jax.models`, with or without attention over its maps."""
+
+    name: Literal["vgg16", "vgg_att"] = "vgg16"
+    width: Width = 64
+    attention: bool | None = None
+    """Classify from attention over the maps, or from the global descriptor; None: as the variant does."""
+    levels: Literal[1, 2, 3] = 3
+    score: Literal["dot", "additive", "additive_tanh"] = "additive"
+    normalise: Literal["softmax", "sigmoid", "sigmoid_mean"] = "softmax"
+    combine: Literal["concat", "mean_prob", "sum_log_prob", "sum_logits"] = "concat"
+    project: Literal["down", "up"] = "down"
+    head_norm: bool = True
+    branch_gradient: Literal["sum", "mean"] = "sum"
+    taps: Literal["before", "after"] = "before"
+    initial: Literal["scaled", "reference"] = "scaled"
+    dropout: Share = 0.5
+    """Before the layer of the global descriptor, and on the query."""
+    head_dropout: Share = 0.5
+    conv_dropout: tuple[Share, Share] = (0.3, 0.4)
+    """After convolutions of the first stage, and of the others."""
+    gate_placement: Literal["stage", "hidden"] = "stage"
+    remat: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """See `Start`."""
+        from fsg_jax.models import SpatialAttention
+
+        own = super().options()
+        attention = own.pop("attention")
+        return own | ({} if attention is None else {"attention": SpatialAttention if attention else None})
+
+
+@dataclass(frozen=True)
+class AttentiveResNet(VGG):
+    """A pre-activation ResNet of `fsg_jax.models`, with or without attention over its maps."""
+
+    name: Literal["resnet_att"] = "resnet_att"  # type: ignore[assignment]
+    depth: Depth = 164
+    """9 n + 2."""
+    width: Width = 16
+    head_dropout: Share = 0.3
+    conv_dropout: Share = 0.4  # type: ignore[assignment]
+    gate_placement: Literal["stage", "residual", "hidden"] = "stage"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
 class Gate:
     """The static gates of every gated arm, and the optimizer of the arms that give gates their own."""
 
@@ -203,11 +250,14 @@ class Optimizer:
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: NotNegative = 0.1
     """Peak of the schedule."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """How it falls to 0 after the linear warm-up; with a long warm-up, linear is the one-cycle schedule."""
+    schedule: Literal["cosine", "linear", "halving"] = "cosine"
+    """How it falls after the linear warm-up: to 0, where linear with a long warm-up is the one-cycle schedule; or by a
+    half every `halve_every` epochs."""
+    halve_every: Positive = 25.0
     warmup_epochs: NotNegative = 1.0
     """Less than the epochs of training."""
     momentum: Share = 0.9
+    nesterov: bool = True
     weight_decay: NotNegative = 5e-4
     """Of the weights, never of gate logits; L2 for sgd, decoupled for adamw."""
     clip: Positive | None = None
@@ -321,7 +371,7 @@ class Experiment(BaseExperiment):
     """One classification of images."""
 
     data: Data = field(default_factory=Data)
-    model: ResNet | ViT | ViG | EfficientNet = field(default_factory=ResNet)
+    model: ResNet | ViT | ViG | EfficientNet | VGG | AttentiveResNet = field(default_factory=ResNet)
 
     def make_task(self) -> "Task":
         """See `BaseExperiment`."""

@@ -23,13 +23,15 @@ from experiments.errors import UserError
 from fsg_jax._files import BusyError
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.efficientnet import EFFICIENTNETS
+from fsg_jax.models.preact_resnet import PREACT_RESNETS
 from fsg_jax.models.resnet import RESNETS
+from fsg_jax.models.vgg import VGGS
 from fsg_jax.models.vig import VIGS
 from fsg_jax.training import sharding
 
 T = TypeVar("T")
 
-CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS, *VIGS}
+CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS, *VIGS, *VGGS, *PREACT_RESNETS}
 """Names of the models that have convolutions in their blocks."""
 
 

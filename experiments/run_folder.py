@@ -128,6 +128,7 @@ EXECUTION = {
 LATER: dict[str, Any] = {"data.image_size": None, "model.pretrained": None, "model.pretrained_digest": None}
 LATER |= {"model.pretrained_part": "backbone", "model.widths": [], "model.gate_placement": "branch"}
 LATER |= {"model.output_gate": None, "model.dim": None, "model.num_heads": None}
+LATER |= {"optimizer.halve_every": 25.0, "optimizer.nesterov": True}
 """Settings that the runs of older versions lack, and what those runs did."""
 
 

@@ -59,7 +59,7 @@ OUTPUT_PLACEMENTS = (
 ALL_PLACEMENTS = (VIT_PLACEMENTS[0], *OUTPUT_PLACEMENTS, VIT_PLACEMENTS[1])
 VGG_STAGES = ((1, 2, False), (2, 2, True), (2, 1, True), (2, 1, True))
 ATTENTION = {"score": "additive", "normalise": "sigmoid", "dropout": 0.0, "head_dropout": 0.0}
-CONV_BIASES = "params/(stage.*/conv|g_conv|fc)/bias"
+CONV_BIASES = "params/(stage.*/conv|g_conv|g?_?fc)/bias"
 
 
 def vgg(**options: Any) -> Reduced:

@@ -8,6 +8,7 @@ from experiments.configs import (
     cifar100_resnet18,
     cifar100_resnet18_strong,
     cifar100_speedrun,
+    cifar100_vgg_att,
     cifar100_vig_tiny,
     cifar100_vit_tiny,
     digits,
@@ -20,7 +21,7 @@ from experiments.configs import (
 
 _MODULES: tuple[Any, ...] = (
     *(digits, cifar100_resnet18, cifar100_resnet18_strong, cifar100_vit_tiny, cifar100_speedrun),
-    *(cifar100_vig_tiny, cifar100_finetune),
+    *(cifar100_vig_tiny, cifar100_vgg_att, cifar100_finetune),
     *(multitask_synthetic, multitask_groups),
     *(polyps, polyp_phantom, polyp_tasks),
 )

@@ -46,17 +46,24 @@ def pair_with_baseline(arms: Arms, split: str) -> dict[str, Paired]:
 
 
 def summary(arms: Arms) -> Table:
-    """Test accuracy and paired difference to the baseline, one row per arm."""
-    pairs = pair_with_baseline(arms, "test")
-    rows = []
+    """Test accuracy and paired difference to the baseline, one row per arm; FLOPs where the records have them."""
+    pairs, costs = pair_with_baseline(arms, "test"), {arm: _flops(records) for arm, records in arms.items()}
+    shows_costs, rows = any(costs.values()), []
     for arm, records in arms.items():
         values = list(accuracies(records, "test").values())
         difference, p = ("reference", "") if arm == BASELINE else (NOT_AVAILABLE, NOT_AVAILABLE)
         if arm in pairs and pairs[arm].mean is not None:
             found = interval(pairs[arm], points) if pairs[arm].interval else f"[{NOT_AVAILABLE}]"
             difference, p = f"{shown(pairs[arm].mean, points)} {found}", p_value(pairs[arm])
-        rows.append((arm, str(len(values)), " ± ".join(mean_and_std(values)), difference, p))
-    return Table(("arm", "n", "test accuracy, %", "difference [95 % CI], points", "p"), rows)
+        cost = (costs[arm] or NOT_AVAILABLE,) if shows_costs else ()
+        rows.append((arm, str(len(values)), *cost, " ± ".join(mean_and_std(values)), difference, p))
+    columns = ("arm", "n", *("forward MFLOP",) * shows_costs, "test accuracy, %", "difference [95 % CI], points", "p")
+    return Table(columns, rows)
+
+
+def _flops(records: Iterable[Record]) -> str:
+    """Millions of operations of the forward pass of one image, see `fsg_jax.linen.costs`; "" if not recorded."""
+    return " or ".join(sorted({f"{record['flops'] / 1e6:,.1f}" for record in records if record.get("flops")}))
 
 
 def accuracy_table(arms: Arms, split: str) -> Table:

@@ -174,8 +174,8 @@ class PreActResNet(AttentiveNetwork):
         x = self.conv(x.shape[-1], (3, 3), padding=1, kernel_init=he_fan_out, dtype=self.dtype, name="g_conv")(x)
         x = nn.Dropout(self.conv_dropout, name="g_drop")(nn.relu(last(name="g_bn")(x)), deterministic=not train)
         pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).max((1, 2))
-        pooled = nn.Dropout(self.dropout, name="fc_drop")(pooled, deterministic=not train)
-        return taps, linear(self.query_features, pooled.shape[-1], name="fc")(pooled)
+        pooled = nn.Dropout(self.dropout, name="g_fc_drop")(pooled, deterministic=not train)
+        return taps, linear(self.query_features, pooled.shape[-1], name="g_fc")(pooled)
 
 
 PREACT_RESNETS: dict[str, dict[str, Any]] = {"resnet_att": {}}

@@ -1,9 +1,9 @@
 """Learn to Pay Attention (Jetley et al. 2018, arXiv 1804.02391): attention maps as gates over space.
 
-Local vectors ``l_i`` of a map meet a global descriptor ``g``, the query: scores ``c_i``, a map ``a`` over space by them,
-and a context ``sum_i a_i l_i``, from which alone the network classifies. `AttentiveNetwork` is what the networks with
-such a head share (`fsg_jax.models.vgg`, `fsg_jax.models.preact_resnet`); without attention it classifies from ``g``, on
-the same trunk: the control.
+Local vectors ``l_i`` of a feature map meet a global descriptor ``g``, the query. Their scores ``c_i`` give a map ``a``
+over space, and it gives a context ``sum_i a_i l_i``, from which alone the network classifies. `AttentiveNetwork` is
+what the networks with such a head share (`fsg_jax.models.vgg`, `fsg_jax.models.preact_resnet`); without attention it
+classifies from ``g``, on the same trunk: the control.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,8 +39,9 @@ Maps = Float[Array, "batch _rows _columns"]
 
 
 def keep(module: nn.Module, collection: str, name: str, value: Array) -> None:
-    """Sows `value` itself, not a tuple of it, into `collection`."""
-    module.sow(collection, name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    """Sows `value` itself, not a tuple of it, into `collection`; not at initialisation, or it would be a variable."""
+    if not module.is_initializing():
+        module.sow(collection, name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
 def linear(features: int, fan_in: int, **options: Any) -> nn.Dense:
@@ -65,9 +66,9 @@ class SpatialAttention(nn.Module):
       query_norm: where channels differ, the query passes BatchNorm, ReLU and dropout first.
       bias: of the score and of the projection of the map.
       dropout: rate on the query, where it is normalised.
-      initial: of ``u``: ``"scaled"``, deviation ``1 / sqrt(channels)``, soft maps at the start; ``"reference"``, sqrt(2)
-        as in the released code, by which a map starts as nearly one-hot. And of the scales of BatchNorm: 1, or
-        U(0, 1).
+      initial: of ``u``: ``"scaled"``, deviation ``1 / sqrt(channels)``, soft maps at the start; ``"reference"``,
+        sqrt(2) as in the released code, by which a map starts as nearly one-hot. And of the scales of BatchNorm: 1,
+        or U(0, 1).
       dtype: of the projection of the map; all else is float32.
     """
 

@@ -16,7 +16,18 @@ import numpy as np
 
 from fsg_jax._checks import expect, look_up
 from fsg_jax.gates import channel_attention, gate
-from fsg_jax.models import efficientnet, experts, layers, multistream, preact_resnet, resnet, spatial_attention, vgg, vig, vit
+from fsg_jax.models import (
+    efficientnet,
+    experts,
+    layers,
+    multistream,
+    preact_resnet,
+    resnet,
+    spatial_attention,
+    vgg,
+    vig,
+    vit,
+)
 from fsg_jax.models.convolution import conv_general_dilated
 
 MODELS: dict[str, type[nn.Module]] = {

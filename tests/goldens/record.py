@@ -1,6 +1,6 @@
-"""Records the goldens of reduced models from modules of timm (ViG: own) in float64: ``python tests/goldens/record.py``.
+"""Records the goldens of reduced models from modules of timm (ViG and networks with attention: own) in float64.
 
-Needs the parity extra. Weights, images and labels are by the rule of tests/timm_weights.py, with PyTorch's own names;
+``python tests/goldens/record.py [NAMES]`` needs the parity extra. Weights, images and labels are by the rule of tests/timm_weights.py, with PyTorch's own names;
 gates are multiplications hooked into timm's modules. A golden is the logits in evaluation, and one step in training
 mode as the paper has it: the gates take an SGD step of rate 1 first, then the weights, at the new gates, theirs. Of
 every leaf's change the norm and a random projection are kept; projections are drawn by the rule as well, in PyTorch's
@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import timm_weights
-from reduced import BATCH, CLASSES, REDUCED
+from reduced import BATCH, CLASSES, REDUCED, VGG_STAGES
+from torch_attention import VGG, PreActResNet
 from torch_vig import ViG
 from torchvision_operators import declare_missing_operators
 
@@ -27,6 +28,7 @@ import timm.models.efficientnet  # noqa: E402
 import timm.models.resnet  # noqa: E402
 import timm.models.vision_transformer  # noqa: E402
 
+STAGES = tuple((4 * multiple, convolutions, pool) for multiple, convolutions, pool in VGG_STAGES)
 FILE = Path(__file__).parent / "reduced.json"
 
 
@@ -115,6 +117,9 @@ TWINS = {
     "vig_tiny": lambda: ViG((3, 2), 4, 24, 3, 2, CLASSES, True),
     "vig_small": lambda: ViG((3, 2), 4, 24, 6, 1, CLASSES, False),
     "vig_base": lambda: ViG((3, 2), 4, 48, 12, 1, CLASSES, False),
+    "vgg16": lambda: VGG(STAGES, (), CLASSES),
+    "vgg_att": lambda: VGG(STAGES, (2, 3), CLASSES),
+    "resnet_att": lambda: PreActResNet(4, CLASSES),
     "multistream": MultiStream,
 }
 
@@ -155,11 +160,12 @@ def biased_average(model, x):
 
     def keep(name):
         def hook(module, inputs):
-            wanted[name] = 0.9 * module.running_var + 0.1 * inputs[0].var((0, 2, 3), unbiased=False)
+            axes = [i for i in range(inputs[0].ndim) if i != 1]
+            wanted[name] = 0.9 * module.running_var + 0.1 * inputs[0].var(axes, unbiased=False)
 
         return hook
 
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)}
     handles = [m.register_forward_pre_hook(keep(n)) for n, m in norms.items()]
     output = model(x)
     for handle in handles:
@@ -226,6 +232,7 @@ def as_text(goldens):
 
 
 if __name__ == "__main__":
-    goldens = {name: rounded(record(name)) for name in TWINS}
+    goldens = {name: rounded(record(name)) for name in sys.argv[1:] or TWINS}
+    goldens = json.loads(FILE.read_text()) | goldens
     FILE.write_text(as_text(goldens))
     print({name: golden["loss"] for name, golden in goldens.items()}, FILE.stat().st_size)
