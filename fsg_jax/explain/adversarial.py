@@ -123,4 +123,4 @@ def _check(images: Array, **sizes: Any) -> None:
     check_nonnegative(**{name: float(v) for name, v in sizes.items() if not isinstance(v, jax.core.Tracer)})
     if not isinstance(images, jax.core.Tracer):
         low, high = float(images.min()), float(images.max())
-        expect(0 <= low and high <= 1, "images", "values in [0, 1], before normalisation", f"{low:g} to {high:g}")
+        expect(low >= 0 and high <= 1, "images", "values in [0, 1], before normalisation", f"{low:g} to {high:g}")
