@@ -35,7 +35,7 @@ from fsg_jax.linen.forward import Forward, find_flag
 CLEAN = ("clean", 0.0)
 TINY = 1e-12
 """A gradient of which no value is larger is as good as none; the losses are in nats, the images in [0, 1]."""
-LEVEL = 0.05
+LEVEL = 0.01
 """Of the sign test by which PGD is weaker than FGSM."""
 
 Row = dict[str, Any]

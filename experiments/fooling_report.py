@@ -11,7 +11,7 @@ from experiments.networks import cell, mean_std, over_seeds
 from experiments.report.differences import interval, p_value, shown
 from experiments.report.figures import STYLE, Figure, colours, mpl
 from experiments.report.statistics import Paired, paired
-from experiments.report.text_table import NOT_AVAILABLE, Table, percent, points
+from experiments.report.text_table import NOT_AVAILABLE, Table, percent, points, text
 from fsg_jax._files import replacing, write_text
 
 ATTACKS = {
@@ -88,14 +88,14 @@ def write_page(file: Path, found: Row) -> None:
     options, facts = found["settings"], found["facts"]
     parts = [
         "# Fooling rates",
-        f"{options['images']} test images. FGSM, and PGD of {options['steps']} steps of {options['step']:g} epsilon from "
-        "a random start, raise the cross-entropy of the true label. The fooling rate is the share of images whose class "
-        "changes. Cells are mean ± standard deviation over seeds, of a single seed the share and its 95 % interval "
-        f"over images (Wilson). The examples of {options['source']} are tried on the other networks too.",
+        f"{options['images']} test images. FGSM, and PGD of {options['steps']} steps of {options['step']:g} epsilon "
+        "from a random start, raise the cross-entropy of the true label. The fooling rate is the share of images whose "
+        "class changes. Cells are mean ± standard deviation over seeds, of a single seed the share and its 95 % "
+        f"interval over images (Wilson). The examples of {options['source']} are tried on the other networks too.",
         "![fooling rate and accuracy over epsilon](fooling.png)",
     ]
     parts += [f"## {title}\n\n{table.markdown()}" for title, table in tables(found).items()]
-    doubts = "\n".join(f"- {text}" for text in found["warnings"])
+    doubts = "\n".join(f"- {doubt}" for doubt in found["warnings"])
     none = (
         "None: no gradient vanishes, PGD is not weaker than FGSM, and no transferred example fools more than own ones."
     )
@@ -106,7 +106,7 @@ def write_page(file: Path, found: Row) -> None:
 
 def _origin(facts: Row) -> str:
     names = ("commit", "dirty", "command", "python", "versions", "hardware", "started")
-    rows = [(name, str(facts.get(name, NOT_AVAILABLE))) for name in names]
+    rows = [(name, text(facts.get(name, NOT_AVAILABLE))) for name in names]
     return Table(("fact", "value"), rows, numeric=False).markdown()
 
 
