@@ -18,9 +18,7 @@ from experiments import attention as command
 from experiments.attention import choose_levels
 from experiments.attention_pictures import overlay
 from experiments.errors import run_main
-from experiments.predict import load_network
 from fsg_jax import explain
-from fsg_jax.pretrained.artifacts import export_stablehlo
 from fsg_jax.pretrained.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3), (12, 8), 1.0, "bilinear")
