@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,9 @@ class Frames(NamedTuple):
     """bool (frames, height, width)."""
 
 
+MakeMaps: TypeAlias = Callable[[Frames], np.ndarray]
+
+
 class Chosen(NamedTuple):
     """A kind of map of one network, as it does best on the validation frames."""
 
@@ -111,11 +114,11 @@ def kinds_of(network: Network) -> dict[str, dict[str, Callable[..., Any]]]:
     model, target = network.model, partial(_for_polyp)
     found: dict[str, dict[str, Callable[..., Any]]] = {}
     if getattr(model, "attention", None) is not None:
-        levels = [f"level{level}" for level in model.attended]  # type: ignore[attr-defined]
+        levels = [f"level{level}" for level in model.attended]
         found["attention"] = {
             level: lambda v, x, level=level: attention_maps(model, v, x)[1][level] for level in levels
         }
-    layers = [f"stage{s + 1}_{model.stages[s][1] - 1}" for s in model.tapped]  # type: ignore[attr-defined]
+    layers = [f"stage{s + 1}_{model.stages[s][1] - 1}" for s in model.tapped]
     found["Grad-CAM"] = {
         layer: lambda v, x, layer=layer: class_activation(model, v, x, layer, target) for layer in layers
     }
@@ -141,7 +144,7 @@ def maps_of(network: Network, compute: Callable[..., Any], images: np.ndarray, s
     @jax.jit
     def program(variables: Any, batch: jax.Array) -> jax.Array:
         normalised = (batch.astype(jnp.float32) / 255 - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
-        return resize_maps(compute(variables, normalised), batch.shape[1:3])
+        return resize_maps(compute(variables, normalised), (batch.shape[1], batch.shape[2]))
 
     parts = []
     for start in range(0, len(images), size):
@@ -175,7 +178,7 @@ def overlaps(maps: np.ndarray, masks: np.ndarray, how: float | None) -> np.ndarr
     return np.array([jaccard(binarise(one, how), mask) for one, mask in zip(maps, masks, strict=True)])
 
 
-def choose(variants: dict[str, Callable[[Frames], np.ndarray]], validation: Frames, test: Frames) -> Chosen:
+def choose(variants: dict[str, MakeMaps], validation: Frames, test: Frames) -> Chosen:
     """The variant with the best mean Jaccard index on the validation frames, its best share, and its test scores."""
     maps = {name: make(validation) for name, make in variants.items()}
     means = {name: float(overlaps(found, validation.masks, None).mean()) for name, found in maps.items()}
@@ -200,7 +203,8 @@ def localise(args: Args) -> dict[str, Any]:
         if network.experiment.data.name != "kvasir_crops":
             raise UserError(f"{network.name}: expected a run of kvasir_crops, found {network.experiment.data.name}")
     validation, test = (read_split(args.frames, split, args.limit) for split in ("validation", "test"))
-    rows, shown = [], {}
+    rows: list[dict[str, Any]] = []
+    shown: dict[tuple[str, str], Chosen] = {}
     for arm, seed, kind, chosen in tqdm(_all(networks, validation, test, args), unit="kind of map", disable=None):
         row: dict[str, Any] = {"arm": arm, "seed": seed, "kind": kind, "variant": chosen.variant}
         row |= {"share": chosen.share, "validation": chosen.validation}
@@ -222,21 +226,23 @@ def _all(
     networks: Sequence[Network], validation: Frames, test: Frames, args: Args
 ) -> Iterator[tuple[str, int | None, str, Chosen]]:
     """Arm, seed and kind of map of everything that is scored."""
-    centres = {f"{d:g}": lambda frames, d=d: centre_maps(len(frames.names), frames.masks.shape[1:], d) for d in CENTRES}
-    yield "none", None, "centre", choose(centres, validation, test)
+
+    def centred(deviation: float) -> MakeMaps:
+        return lambda frames: centre_maps(len(frames.names), (frames.masks.shape[1], frames.masks.shape[2]), deviation)
+
+    def under_blur(make: MakeMaps, deviation: float) -> MakeMaps:
+        return lambda frames: blurred(make(frames), deviation)
+
+    yield "none", None, "centre", choose({f"{d:g}": centred(d) for d in CENTRES}, validation, test)
     for network in networks:
         for kind, variants in kinds_of(network).items():
-            makes: dict[str, Callable[[Frames], np.ndarray]] = {}
-            for name, compute in variants.items():
-                make = _kept(network, compute, args.batch_size)
-                if kind != "gradient":
-                    makes[name] = make
-                else:
-                    makes |= {f"blur {b:g}": lambda frames, b=b, make=make: blurred(make(frames), b) for b in BLURS}
+            makes = {name: _kept(network, compute, args.batch_size) for name, compute in variants.items()}
+            if kind == "gradient":
+                makes = {f"blur {b:g}": under_blur(makes["input"], b) for b in BLURS}
             yield network.arm, network.seed, kind, choose(makes, validation, test)
 
 
-def _kept(network: Network, compute: Callable[..., Any], size: int) -> Callable[[Frames], np.ndarray]:
+def _kept(network: Network, compute: Callable[..., Any], size: int) -> MakeMaps:
     """Maps of frames, computed once for each split."""
     kept: dict[int, np.ndarray] = {}
 
@@ -267,9 +273,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) is not None:
             check_integer(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     found = localise(args)
-    print(
-        f"{len(found['rows'])} kinds of maps on {len(found['settings']['test'])} test frames: {args.out / 'localise.md'}"
-    )
+    maps, frames = len(found["rows"]), len(found["settings"]["test"])
+    print(f"{maps} kinds of maps on {frames} test frames: {args.out / 'localise.md'}")
 
 
 if __name__ == "__main__":
