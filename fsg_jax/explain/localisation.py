@@ -6,8 +6,8 @@ from jaxtyping import Bool, Float
 from fsg_jax._checks import expect
 from fsg_jax.data.extras import import_extra
 
-Mask = Bool[np.ndarray, "height width"]
-Map = Float[np.ndarray, "height width"]
+Mask = Bool[np.ndarray, "_height _width"]
+Map = Float[np.ndarray, "_height _width"]
 
 
 def binarise(values: Map, how: float | None = None) -> Mask:
