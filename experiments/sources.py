@@ -55,7 +55,7 @@ def load(text: str, image_size: int | None = None) -> Source:
     run, checkpoint = found
     restored = restore(run, checkpoint)
     origin = f"{run.name}, step {restored.saved.step}"
-    preprocessing = _preprocessing(restored.experiment, restored.inputs)
+    preprocessing = preprocessing_of(restored.experiment, restored.inputs)
     return Source(restored.model, restored.variables, restored.inputs, True, preprocessing, origin)
 
 
@@ -69,7 +69,7 @@ def _saved(text: str, image_size: int | None) -> Source:
     return Source(model, variables, shapes, sides is not None, preprocessing, text)
 
 
-def _preprocessing(experiment: BaseExperiment, inputs: Any) -> Preprocessing | None:
+def preprocessing_of(experiment: BaseExperiment, inputs: Any) -> Preprocessing | None:
     """That of a classification: its statistics, or those of the weights it started from; polyp sizing needs boxes."""
     if not isinstance(experiment, Experiment):
         return None

@@ -111,7 +111,7 @@ def make_crops(args: Args) -> dict[str, Any]:
     with writing_to(args.out.parent):
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(args.out) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return arrays
 
 
