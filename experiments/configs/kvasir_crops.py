@@ -6,9 +6,10 @@
     python -m experiments.localise runs/kvasir --frames KVASIR --out runs/localised
 
 Crops of 96 pixels of the training frames, those with a polyp covered by its mask by a fifth or more, those without not
-at all. All arms have the trunk of VGG-16, whose poolings keep it cheap: maps are 24, 12 and 6 pixels wide for a crop
-and 88, 44 and 22 for a whole frame of 352. baseline has no attention and is read by Grad-CAM; att3, att3_sigmoid and
-att3_dot have attention over its last three maps. Results of a small run are in docs/attention_maps.md.
+at all, seen at half their size. All arms have the trunk of VGG-16, whose poolings keep it cheap: maps are 12, 6 and 3
+pixels wide for a crop and 44, 22 and 11 for a whole frame of 352, at half its size too. baseline has no attention and
+is read by Grad-CAM; att3, att3_sigmoid and att3_dot have attention over its last three maps. Results of a small run are
+in docs/attention_maps.md.
 """
 
 from typing import Any
@@ -23,11 +24,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 CONFIG = Experiment(
     name="kvasir_crops",
-    data=Data(name="kvasir_crops", augment=("flip", "crop")),
+    data=Data(name="kvasir_crops", image_size=48, augment=("flip", "crop")),
     model=VGG(width=8, dropout=0.0, head_dropout=0.0, conv_dropout=(0.0, 0.0)),
     gate=Gate(learning_rate=1e-2),
     optimizer=Optimizer(learning_rate=0.05),
-    train=Train(epochs=6, batch_size=32, eval_batch_size=100),
+    train=Train(epochs=14, batch_size=32, eval_batch_size=100),
     added_arms=tuple(AddedArm(name, tuple(arm.items())) for name, arm in VARIANTS.items()),
 )
 

@@ -24,6 +24,7 @@ from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.networks import Network, read_networks
 from experiments.run_folder import seal, writing_to
 from experiments.sources import preprocessing_of
+from experiments.trained import DATA
 from fsg_jax._checks import check_integer
 from fsg_jax._files import write_json
 from fsg_jax.data.extras import import_extra
@@ -132,7 +133,9 @@ def _for_polyp(logits: jax.Array) -> jax.Array:
 
 
 def maps_of(network: Network, compute: Callable[..., Any], images: np.ndarray, size: int) -> np.ndarray:
-    """Maps of all frames at the size of the frames; the last batch is filled up with its last frame.
+    """Maps of all frames at the size of the frames, which the network sees as much smaller as it saw its crops.
+
+    The last batch is filled up with its last frame.
 
     Raises:
       NotFiniteError: a map is NaN or Inf.
@@ -140,11 +143,15 @@ def maps_of(network: Network, compute: Callable[..., Any], images: np.ndarray, s
     preprocessing = preprocessing_of(network.experiment, network.restored.inputs)
     assert preprocessing is not None  # networks classify images
     mean, std = (np.array(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
+    scale = preprocessing.size[0] / DATA["kvasir_crops"][0][0]
+    height, width = images.shape[1:3]
+    seen = (round(scale * height), round(scale * width))
 
     @jax.jit
     def program(variables: Any, batch: jax.Array) -> jax.Array:
-        normalised = (batch.astype(jnp.float32) / 255 - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
-        return resize_maps(compute(variables, normalised), (batch.shape[1], batch.shape[2]))
+        resized = jax.image.resize(batch.astype(jnp.float32) / 255, (size, *seen, 3), "linear")
+        normalised = (resized - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
+        return resize_maps(compute(variables, normalised), (height, width))
 
     parts = []
     for start in range(0, len(images), size):
