@@ -95,7 +95,7 @@ def test_features_are_what_the_head_classifies(runs):
     inputs = prepared(list(images), Preprocessing((0.3053,), (0.3760,), (8, 8), 1.0, "bilinear"))
     np.testing.assert_allclose(inputs, (images / 255 - 0.3053) / 0.3760, rtol=1e-5)
     found = make_features(network, 64)(variables, inputs)  # two batches, the second padded
-    head = variables["params"]["head"]
+    head = jax.tree.map(np.asarray, variables["params"]["head"])
     logits = network.model.apply(variables, jnp.asarray(inputs))
     np.testing.assert_allclose(found @ head["kernel"] + head["bias"], logits, rtol=1e-3, atol=1e-4)
     with pytest.raises(NotFiniteError, match="digits baseline: expected finite features"):
