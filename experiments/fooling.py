@@ -37,6 +37,8 @@ TINY = 1e-12
 """A gradient of which no value is larger is as good as none; the losses are in nats, the images in [0, 1]."""
 LEVEL = 0.01
 """Of the sign test by which PGD is weaker than FGSM."""
+UNMOVED = 0.05
+"""A larger share of images whose loss PGD does not raise is doubtful: gradients may be zero, or rounding errors."""
 
 Row = dict[str, Any]
 
@@ -244,7 +246,8 @@ def rates(measured: Measured) -> list[Row]:
     """A row an attack and epsilon.
 
     ``fooled`` is the share of images whose class changes, ``accuracy`` that of right classes, both with Wilson's 95 %
-    interval; ``fooled_of_right`` is the share of wrong classes among images whose class was right.
+    interval; ``fooled_of_right`` is the share of wrong classes among images whose class was right, ``unmoved`` that of
+    images whose loss is not raised.
     """
     found = []
     for (name, epsilon), outcome in measured.attacked.items():
@@ -253,8 +256,13 @@ def rates(measured: Measured) -> list[Row]:
         row = {"network": measured.network.name, "arm": measured.network.arm, "seed": measured.network.seed}
         row |= {"attack": name, "epsilon": epsilon, "loss": float(outcome.losses.mean(dtype=np.float64))}
         row |= _share("fooled", outcome.classes != measured.clean.classes) | _share("accuracy", ~wrong)
-        found.append(row | {"fooled_of_right": float(wrong[right].mean()) if right.any() else None})
+        row["fooled_of_right"] = float(wrong[right].mean()) if right.any() else None
+        found.append(row | {"unmoved": float(_unmoved(measured, outcome).mean())})
     return found
+
+
+def _unmoved(measured: Measured, outcome: Outcome) -> np.ndarray:
+    return outcome.losses <= measured.clean.losses
 
 
 def _share(name: str, hits: np.ndarray) -> Row:
@@ -265,8 +273,8 @@ def _share(name: str, hits: np.ndarray) -> Row:
 def doubts(measured: Measured) -> list[str]:
     """What says that attacks fail for want of a gradient and not for robustness, a sentence each.
 
-    Gradients that vanish; PGD that fools fewer images than FGSM, by the exact sign test over the images that only one
-    of them fools; examples of another network that fool more than its own.
+    Gradients that vanish; PGD that does not raise the loss, or fools fewer images than FGSM, by the exact sign test
+    over the images that only one of them fools; examples of another network that fool more than its own.
     """
     name, clean, count = measured.network.name, measured.clean.classes, len(measured.labels)
     fooled = {key: outcome.classes != clean for key, outcome in measured.attacked.items()}
@@ -278,7 +286,11 @@ def doubts(measured: Measured) -> list[str]:
             "what has none, and its curve says nothing of robustness there."
         )
     for (attack_name, epsilon), own in fooled.items():
-        kind = attack_name.removeprefix("transfer_")
+        kind, still = attack_name.removeprefix("transfer_"), _unmoved(measured, measured.attacked[attack_name, epsilon])
+        if attack_name == "pgd" and still.mean() > UNMOVED:
+            found.append(
+                f"{name}: at epsilon {epsilon:g} PGD does not raise the loss of {still.mean():.1%} of the images."
+            )
         if attack_name == "pgd" and (p := _weaker(own, fooled["fgsm", epsilon])) < LEVEL:
             others = f"{fooled['fgsm', epsilon].mean():.1%} (p = {p:.2g})"
             found.append(

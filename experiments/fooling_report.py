@@ -97,7 +97,7 @@ def write_page(file: Path, found: Row) -> None:
     parts += [f"## {title}\n\n{table.markdown()}" for title, table in tables(found).items()]
     doubts = "\n".join(f"- {doubt}" for doubt in found["warnings"])
     none = (
-        "None: no gradient vanishes, PGD is not weaker than FGSM, and no transferred example fools more than own ones."
+        "None: gradients do not vanish, PGD raises losses and is not weaker than FGSM, nor own examples than others'."
     )
     parts += [f"## Signs of masked gradients\n\n{doubts or none}"]
     parts += [f"## Origin\n\n{_origin(facts)}"]

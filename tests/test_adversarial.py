@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reduced
 
-from fsg_jax.explain.adversarial import fgsm, input_gradient, largest_gradient, pgd, project
+from fsg_jax.explain.adversarial import fgsm, input_gradient, largest_gradient, pgd, project, random_start
 from fsg_jax.training.losses import cross_entropy
 
 SHAPE = (4, 5, 3)
@@ -67,16 +67,26 @@ def test_the_start_is_random_and_uniform_in_the_ball():
     assert not jnp.allclose(still(jax.random.key(1)), still(jax.random.key(0)), atol=0.01)
 
 
+EPSILON = 4 / 255
+
+
 @cache
-def network_losses():
-    """Losses of the reduced network with attention, jitted, for images in [0, 1]."""
+def network():
+    """Losses of the reduced network with attention, for images in [0, 1], and its attacks, compiled once."""
     model, variables = reduced.reduced("vgg_att"), reduced.variables("vgg_att")
 
     def losses(x):
         logits = model.apply(variables, (x - 0.5) / 0.25)
         return cross_entropy(logits, {"label": jnp.full(len(x), 2)})
 
-    return jax.jit(losses)
+    def attacks(x, keys):
+        return {
+            "gradient": input_gradient(losses, x),
+            "fgsm": fgsm(losses, x, EPSILON),
+            "pgd": pgd(losses, x, EPSILON, step=EPSILON / 4, steps=10, key=keys),
+        }
+
+    return jax.jit(losses), jax.jit(attacks)
 
 
 def network_images():
@@ -84,32 +94,27 @@ def network_images():
 
 
 def test_pgd_is_at_least_as_strong_as_fgsm_on_a_network():
-    x, epsilon, losses = network_images(), 4 / 255, network_losses()
-    attacked = [fgsm(losses, x, epsilon)]
-    attacked.append(pgd(losses, x, epsilon, step=epsilon / 4, steps=10, key=jax.random.key(0)))
-    clean, one, many = (np.asarray(losses(x)) for x in (x, *attacked))
+    x, (losses, attacks) = network_images(), network()
+    found = attacks(x, jax.random.split(jax.random.key(0), 4))
+    clean, one, many = (np.asarray(losses(x)) for x in (x, found["fgsm"], found["pgd"]))
     assert (one > clean).all()
     assert (many >= one - 1e-3 * np.abs(one)).all()
     assert many.mean() > one.mean()
 
 
 def test_an_example_does_not_depend_on_its_batch():
-    x, losses = network_images(), network_losses()
-    keys = jax.random.split(jax.random.key(0), 4)
-    run = partial(pgd, losses, epsilon=4 / 255, step=2 / 255, steps=3)
-    rows = jnp.array([2, 0, 3, 2])  # the same number of rows, so that nothing is compiled again
-    np.testing.assert_allclose(input_gradient(losses, x[rows]), input_gradient(losses, x)[rows], rtol=1e-3, atol=1e-6)
-    for whole, part in (
-        (fgsm(losses, x, 4 / 255), fgsm(losses, x[rows], 4 / 255)),
-        (run(x, key=keys), run(x[rows], key=keys[rows])),
-    ):
-        equal = np.isclose(whole[rows], part, atol=1e-6)
+    x, (_, attacks) = network_images(), network()
+    keys, rows = jax.random.split(jax.random.key(0), 4), jnp.array([2, 0, 3, 2])
+    whole, part = attacks(x, keys), attacks(x[rows], keys[rows])
+    np.testing.assert_allclose(part["gradient"], whole["gradient"][rows], rtol=1e-3, atol=1e-6)
+    for name in ("fgsm", "pgd"):
+        equal = np.isclose(whole[name][rows], part[name], atol=1e-6)
         assert equal.mean() > 0.999  # a sign may turn where the gradient is all but 0
 
 
 def test_one_key_is_a_key_a_row_whatever_the_number_of_rows():
-    run = partial(pgd, curved, epsilon=0.2, step=0.01, steps=1, key=jax.random.key(5))
-    np.testing.assert_allclose(run(images(4))[:2], run(images(4)[:2]), atol=1e-6)
+    key, x = jax.random.key(5), images(4)
+    np.testing.assert_allclose(random_start(x, 0.2, key)[:2], random_start(x[:2], 0.2, key), atol=1e-6)
 
 
 def one_hot(x):

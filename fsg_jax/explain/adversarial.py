@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
 
@@ -122,5 +123,6 @@ def _check(images: Array, **sizes: Any) -> None:
     """Raises ValueError where known values are out of their range."""
     check_nonnegative(**{name: float(v) for name, v in sizes.items() if not isinstance(v, jax.core.Tracer)})
     if not isinstance(images, jax.core.Tracer):
-        low, high = float(images.min()), float(images.max())
+        values = np.asarray(images)  # inside a traced function JAX would trace the minimum too
+        low, high = float(values.min()), float(values.max())
         expect(low >= 0 and high <= 1, "images", "values in [0, 1], before normalisation", f"{low:g} to {high:g}")
