@@ -204,10 +204,10 @@ def _typed(value: Any, hint: Any, default: Any, key: str) -> Any:
         known += [
             kind() for kind in kinds if isinstance(kind, type) and is_dataclass(kind) and kind is not type(default)
         ]
-        later = {name.rpartition(".")[2]: None for name in LATER}
+        later = {name.rpartition(".")[2]: value for name, value in LATER.items()}
         fits = [one for one in known if not (value.keys() ^ vars(one).keys()) - later.keys()]
         expect(fits, f"configuration {key}", "the keys of this version", sorted(value))
-        return _fill(fits[0], {name: None for name in later if hasattr(fits[0], name)} | dict(value), key)
+        return _fill(fits[0], {name: then for name, then in later.items() if hasattr(fits[0], name)} | dict(value), key)
     if isinstance(value, list):
         (inner,) = {get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple} or {Any}
         return tuple(_typed(one, inner, None, key) for one in value)

@@ -21,7 +21,7 @@ from experiments.configs import CONFIGS
 from experiments.errors import run_main
 from experiments.gate_values import Gates
 from experiments.inspect import Args, inspect, note
-from experiments.run_folder import seal
+from experiments.run_folder import LATER, seal
 from experiments.task import make_task
 from experiments.trained import checkpoint_of, find_runs, read_experiment, restore
 from fsg_jax import data as fsg_data
@@ -50,6 +50,17 @@ def test_a_configuration_is_read_back(name, arm):
     experiment = CONFIGS[name][0]
     found = read_experiment(describe(experiment, arm, 3))
     assert found == replace(in_arm(experiment, arm), added_arms=())
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar100_vit_tiny", "cifar100_finetune", "polyp_phantom"])
+def test_settings_that_an_older_run_lacks_are_what_it_did(name):
+    config = describe(CONFIGS[name][0], "fsg_gr", 0)
+    whole = read_experiment(config)
+    parts = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    later = [name for name in LATER if name.startswith("optimizer.") or name in ("model.dim", "model.output_gate")]
+    gone = [parts[part].pop(key) for part, key in (name.split(".") for name in later) if key in parts[part]]
+    assert len(gone) >= 2
+    assert read_experiment(parts) == whole
 
 
 def test_a_configuration_of_another_version_is_refused():
