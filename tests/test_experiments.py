@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
 import fsg_jax as fsg
-from experiments import devices
+from experiments import build, devices
 from experiments.ablate import run_path
 from experiments.classification import load_splits
-from experiments.config import ARMS, Experiment, describe, flatten
+from experiments.config import ARMS, Experiment, Optimizer, describe, flatten
 from experiments.configs import CONFIGS
 from experiments.errors import NotFiniteError, UserError, run_main
 from experiments.report import write_report
@@ -23,7 +25,7 @@ from fsg_jax import data
 
 FIELDS = {
     *("experiment", "arm", "seed", "status", "config", "facts", "parameters", "validation", "test", "history", "gates"),
-    *("initial_weights", "num_train", "num_validation", "num_test", "dropped_per_epoch"),
+    *("initial_weights", "num_train", "num_validation", "num_test", "dropped_per_epoch", "flops"),
 }
 FACTS = {"commit", "dirty", "command", "python", "versions", "hardware", "device", "started", "minutes"}
 EPOCH = {"epoch", "step", "val_loss", "val_accuracy", "train_loss", "train_accuracy", "gates"}
@@ -220,3 +222,28 @@ def test_seeds_side_by_side_are_the_seeds_alone(tmp_path, monkeypatch, mode):
         record = json.loads((b / "result.json").read_text())
         assert record["facts"]["seeds_together"] == [0, 1]
         assert record["config"] == json.loads((a / "result.json").read_text())["config"]
+
+
+def test_schedules():
+    """Warm-up, then down to 0, or half of the rate at every so many epochs."""
+    options = {"learning_rate": 0.4, "warmup_epochs": 1.0, "halve_every": 2.0}
+    for name, expected in {"cosine": (0.4, 0.0), "linear": (0.4, 0.0), "halving": (0.4, 0.1)}.items():
+        schedule = build.make_schedule(Optimizer(schedule=name, **options), epochs=6, steps_per_epoch=10)
+        assert (float(schedule(0)), float(schedule(5))) == (0.0, pytest.approx(0.2))
+        assert (float(schedule(10)), float(schedule(60))) == pytest.approx(expected)
+    rates = [float(schedule(step)) for step in (19, 20, 39, 40, 59)]
+    assert rates == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.1])
+    without = build.make_schedule(Optimizer(schedule="halving", warmup_epochs=0.0, halve_every=2.0), 6, 10)
+    assert [float(without(step)) for step in (1, 19, 20, 40)] == pytest.approx([0.1, 0.1, 0.05, 0.025])
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_plain_and_nesterov_momentum(nesterov):
+    config = Optimizer(nesterov=nesterov, weight_decay=0.0, warmup_epochs=0.0, schedule="halving")
+    tx, params = build.weight_optimizer(config, epochs=2, steps_per_epoch=5), {"w": jnp.ones(3)}
+    expected = optax.sgd(0.1, momentum=0.9, nesterov=nesterov)
+    state, theirs = tx.init(params), expected.init(params)
+    for step in range(3):
+        gradient = {"w": jnp.full(3, 1.0 + step)}
+        (ours, state), (other, theirs) = tx.update(gradient, state, params), expected.update(gradient, theirs)
+        np.testing.assert_allclose(ours["w"], other["w"], rtol=1e-6)

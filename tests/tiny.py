@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import cifar_files
+import numpy as np
 
 from experiments.ablate import ablate
 from experiments.cli import AblateArgs
@@ -33,8 +34,23 @@ def shrunk(name: str, folder: Path) -> Experiment:
     experiment = change(experiment, train={"epochs": 2}, optimizer={"warmup_epochs": 0.5})
     if experiment.data.name == "digits":
         return change(experiment, data={"num_train": 128})
+    if experiment.data.name == "kvasir_crops":
+        return change(experiment, data={"path": crops(folder)}, train={"batch_size": 10})
     data = {"path": cifar_files.write_npz(folder), "checksum": False, "validation": 10}
     return change(experiment, data=data, train={"batch_size": 10})
+
+
+def crops(folder: Path) -> Path:
+    """A file of crops of noise, those of the second class brighter."""
+    draw, path = np.random.default_rng(0), folder / "crops.npz"
+    arrays: dict[str, np.ndarray] = {"class_names": np.array(["none", "polyp"])}
+    for split, count in (("train", 40), ("validation", 10), ("test", 10)):
+        labels = np.arange(count, dtype=np.int32) % 2
+        noise = draw.integers(0, 200, (count, 96, 96, 3))
+        arrays |= {f"{split}_labels": labels}
+        arrays |= {f"{split}_images": (noise + 50 * labels[:, None, None, None]).astype(np.uint8)}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
 
 
 def ablation(experiment: BaseExperiment, arms: tuple[str, ...], seeds: int, out: Path, **options: Any) -> list[dict]:
