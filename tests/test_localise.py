@@ -14,7 +14,7 @@ from experiments.config import Data, change
 from experiments.configs import CONFIGS
 from experiments.errors import UserError
 from fsg_jax.data.arrays import load_arrays
-from fsg_jax.endoscopy.crops import draw_crops, mask_shares
+from fsg_jax.endoscopy.mask_crops import draw_crops, mask_shares
 from fsg_jax.explain.localisation import binarise, jaccard, points_inside
 
 SIDE = 220

@@ -18,7 +18,7 @@ from experiments.image_files import decode
 from experiments.run_folder import writing_to
 from fsg_jax._checks import check_integer, expect
 from fsg_jax._files import replacing
-from fsg_jax.endoscopy.crops import draw_crops
+from fsg_jax.endoscopy.mask_crops import draw_crops
 
 SPLITS = ("train", "validation", "test")
 CLASSES = ("none", "polyp")
