@@ -214,7 +214,7 @@ def localise(args: Args) -> dict[str, Any]:
     shown: dict[tuple[str, str], Chosen] = {}
     for arm, seed, kind, chosen in tqdm(_all(networks, validation, test, args), unit="kind of map", disable=None):
         row: dict[str, Any] = {"arm": arm, "seed": seed, "kind": kind, "variant": chosen.variant}
-        row |= {"share": chosen.share, "validation": chosen.validation}
+        row |= {"threshold": chosen.share, "validation": chosen.validation}
         rows.append(row | {name: np.round(values, 6).tolist() for name, values in chosen.scores.items()})
         shown.setdefault((arm, kind), chosen)
     summary = [_summary(*key, rows, args.resamples) for key in dict.fromkeys((r["arm"], r["kind"]) for r in rows)]
@@ -265,7 +265,7 @@ def _summary(arm: str, kind: str, rows: Sequence[dict[str, Any]], resamples: int
     """Means over frames, whose scores are means over seeds, with 95 % intervals of a bootstrap over frames."""
     members = [row for row in rows if (row["arm"], row["kind"]) == (arm, kind)]
     found: dict[str, Any] = {"arm": arm, "kind": kind, "seeds": len(members)}
-    found |= {"variants": sorted({row["variant"] for row in members}), "shares": sorted({r["share"] for r in members})}
+    found |= {f"{name}s": sorted({row[name] for row in members}) for name in ("variant", "threshold")}
     for name in ("otsu", "share", "pointing"):
         values = np.mean([row[name] for row in members], 0)
         interval = bootstrap(np.mean, (values,), np.arange(len(values)).astype(str), n_resamples=resamples)
