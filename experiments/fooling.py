@@ -29,7 +29,7 @@ from fsg_jax import augment, data
 from fsg_jax._checks import check_integer, check_positive, expect
 from fsg_jax._files import write_json
 from fsg_jax.data.extras import import_extra
-from fsg_jax.explain.adversarial import input_gradient, project, random_start
+from fsg_jax.explain.adversarial import loss_gradient, project, random_start
 from fsg_jax.linen.forward import Forward, find_flag
 
 CLEAN = ("clean", 0.0)
@@ -170,7 +170,7 @@ def make_program(network: Network) -> Program:
         return outputs.argmax(-1), loss, jnp.isfinite(outputs).all(-1) & jnp.isfinite(loss)
 
     def climb(variables: Any, x: Any, images: Any, labels: Any, epsilon: Any, step: Any) -> tuple[Any, Any]:
-        gradient = input_gradient(lambda x: losses(variables, labels, x)[0], x)
+        gradient = loss_gradient(lambda x: losses(variables, labels, x)[0], x)
         return project(x + step * jnp.sign(gradient), images, epsilon), jnp.abs(gradient).max((1, 2, 3))
 
     return Program(jax.jit(classify), jax.jit(climb))

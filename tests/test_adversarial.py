@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reduced
 
-from fsg_jax.explain.adversarial import fgsm, input_gradient, largest_gradient, pgd, project, random_start
+from fsg_jax.explain.adversarial import fgsm, largest_gradient, loss_gradient, pgd, project, random_start
 from fsg_jax.training.losses import cross_entropy
 
 SHAPE = (4, 5, 3)
@@ -81,7 +81,7 @@ def network():
 
     def attacks(x, keys):
         return {
-            "gradient": input_gradient(losses, x),
+            "gradient": loss_gradient(losses, x),
             "fgsm": fgsm(losses, x, EPSILON),
             "pgd": pgd(losses, x, EPSILON, step=EPSILON / 4, steps=10, key=keys),
         }

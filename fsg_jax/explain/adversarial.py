@@ -42,7 +42,7 @@ def fgsm(loss_fn: LossFn, images: Images, epsilon: Size) -> Images:
         function), or `loss_fn` does not give one loss an image.
     """
     _check(images, epsilon=epsilon)
-    return project(images + epsilon * jnp.sign(input_gradient(loss_fn, images)), images, epsilon)
+    return project(images + epsilon * jnp.sign(loss_gradient(loss_fn, images)), images, epsilon)
 
 
 def pgd(
@@ -77,7 +77,7 @@ def pgd(
     check_integer("steps", steps, 1)
 
     def climb(_: Any, x: Array) -> Array:
-        return project(x + step * jnp.sign(input_gradient(loss_fn, x)), images, epsilon)
+        return project(x + step * jnp.sign(loss_gradient(loss_fn, x)), images, epsilon)
 
     return jax.lax.fori_loop(0, steps, climb, random_start(images, epsilon, key))
 
@@ -95,7 +95,7 @@ def project(x: Images, images: Images, epsilon: Size) -> Images:
     return jnp.clip(x, low, high).astype(images.dtype)
 
 
-def input_gradient(loss_fn: LossFn, images: Images) -> Images:
+def loss_gradient(loss_fn: LossFn, images: Images) -> Images:
     """The gradient of each image's loss with respect to that image, whatever the batch: the losses are summed.
 
     Raises:
@@ -114,9 +114,9 @@ def largest_gradient(loss_fn: LossFn, images: Images) -> Float[Array, " batch"]:
     """The largest absolute value of each image's gradient; 0 where no attack by gradients can move the image.
 
     Raises:
-      ValueError: as `input_gradient`.
+      ValueError: as `loss_gradient`.
     """
-    return jnp.abs(input_gradient(loss_fn, images)).max((1, 2, 3))
+    return jnp.abs(loss_gradient(loss_fn, images)).max((1, 2, 3))
 
 
 def _check(images: Array, **sizes: Any) -> None:
