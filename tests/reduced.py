@@ -104,7 +104,10 @@ REDUCED = {
 }
 
 
-TWINS = ("resnet34", "tf_efficientnet_b0", "efficientnet_lite0", "vit_small", "vit_base")
+TWINS = (
+    *("resnet34", "tf_efficientnet_b0", "efficientnet_lite0", "vgg16"),
+    *("vit_small", "vit_base", "vig_small", "vig_base"),
+)
 """Models that are another one of the table with other numbers: most of their tests are slow ones."""
 
 
