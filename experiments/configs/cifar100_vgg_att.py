@@ -20,7 +20,7 @@ configuration has not been run to its end here; a reduced one has, see experimen
     python -m experiments.ablate cifar100_vgg_att --data.path PATH --seeds 3 --arms baseline control att3 \\
         att3_sigmoid --model.width 4 --model.dropout 0 --model.head-dropout 0 --model.conv-dropout 0 0 \\
         --data.num-train 10000 --data.augment crop flip \\
-        --optimizer.schedule cosine --optimizer.learning-rate 0.05 --optimizer.warmup-epochs 1 --train.epochs 8 \\
+        --optimizer.schedule cosine --optimizer.learning-rate 0.05 --optimizer.warmup-epochs 1 --train.epochs 5 \\
         --train.batch-size 64 --train.dtype float32 --out runs/attention_cpu
 """
 
