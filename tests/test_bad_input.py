@@ -101,7 +101,7 @@ BAD_VALUES = [
     ("data", "validation", 1438, "data.validation: expected an integer from 1 to 1437, found 1438"),
     ("data", "validation", 0, "data.validation: expected an integer >= 1, found 0"),
     ("data", "num_train", 1239, "data.num_train: expected an integer from 1 to 1238, found 1239"),
-    ("data", "name", "mnist", "data.name: expected one of 'digits', 'cifar100', found 'mnist'"),
+    ("data", "name", "mnist", "data.name: expected one of 'digits', 'cifar100', 'kvasir_crops', found 'mnist'"),
     (
         "data",
         "augment",
