@@ -7,7 +7,6 @@ blur) and the threshold, beside Otsu's, is chosen on the validation frames; the 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -38,6 +37,7 @@ from fsg_jax.explain import (
     points_inside,
     resize_maps,
 )
+from fsg_jax.models import VGG
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 """Thresholds that are tried beside Otsu's: that share of the pixels of every frame."""
@@ -112,7 +112,7 @@ def read_split(folder: Path, split: str, limit: int | None) -> Frames:
 
 def kinds_of(network: Network) -> dict[str, dict[str, Callable[..., Any]]]:
     """By kind of map and variant, functions from variables and normalised frames to maps (batch, rows, columns)."""
-    model, target = network.model, partial(_for_polyp)
+    model, target = network.model, _for_polyp
     found: dict[str, dict[str, Callable[..., Any]]] = {}
     if getattr(model, "attention", None) is not None:
         levels = [f"level{level}" for level in model.attended]
@@ -209,6 +209,8 @@ def localise(args: Args) -> dict[str, Any]:
     for network in networks:
         if network.experiment.data.name != "kvasir_crops":
             raise UserError(f"{network.name}: expected a run of kvasir_crops, found {network.experiment.data.name}")
+        if not isinstance(network.model, VGG):
+            raise UserError(f"{network.name}: expected a VGG, found {type(network.model).__name__}")
     validation, test = (read_split(args.frames, split, args.limit) for split in ("validation", "test"))
     rows: list[dict[str, Any]] = []
     shown: dict[tuple[str, str], Chosen] = {}

@@ -10,6 +10,7 @@ import experiments.report.backend  # noqa: F401  imports matplotlib
 from experiments.report.figures import STYLE, Figure, mpl
 from experiments.report.text_table import NOT_AVAILABLE, Table, text
 from fsg_jax._files import replacing, write_text
+from fsg_jax.explain import binarise
 
 COLUMNS = ("network", "map", "seeds", "chosen", "Jaccard, Otsu", "Jaccard, own threshold", "pointing game")
 EACH = 3
@@ -47,8 +48,6 @@ def draw(file: Path, test: Any, shown: Mapping[tuple[str, str], Any]) -> None:
 
     Rows are the frames that attention (or the first kind of map of a network) finds best and worst, columns are maps.
     """
-    from fsg_jax.explain import binarise
-
     keys = [key for key in shown if key[1] != "gradient" and key[1] != "centre"]
     by = next((key for key in keys if key[1] == "attention"), keys[0])
     order = np.argsort(-shown[by].scores["otsu"], kind="stable")

@@ -173,12 +173,12 @@ class VGG(AttentiveNetwork):
                 features = self.widths.get(name, self.width * multiple)
                 gate = gates.get("stage") if last else None
                 x = unit(features=features, gate=gate, dropout=rate, name=f"stage{s + 1}_{i}")(x, train)
-                if last:
-                    x = self.join(x, level) if self.taps == "before" else x
-                    taps[level] = x
-                    x = max_pool(x) if pool else x
-                    x = self.join(x, level) if self.taps == "after" else x
-                    taps[level] = taps[level] if self.taps == "before" else x
+                if last and self.taps == "before":
+                    x = taps[level] = self.join(x, level)
+                if last and pool:
+                    x = max_pool(x)
+                if last and self.taps == "after":
+                    x = taps[level] = self.join(x, level)
                 x = apply_gate(gates.get("hidden"), x, name=name, train=train) if name in hidden else x
         pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         pooled = nn.Dropout(self.dropout, name="fc_drop")(pooled, deterministic=not train)
