@@ -125,7 +125,9 @@ def colour_jitter(
     """Adjusts each image with random strengths and in a random order, as torchvision's ``ColorJitter`` does.
 
     Args:
-        brightness, contrast, saturation: x at least 0; the factor is drawn from U(max(0, 1 - x), 1 + x).
+        brightness: x at least 0; the factor is drawn from U(max(0, 1 - x), 1 + x).
+        contrast: in the same way.
+        saturation: in the same way.
         hue: h in [0, 0.5]; the shift is drawn from U(-h, h), in turns.
         key: of the RGB images in the batch, uint8 or in [0, 1]; they leave as float32 in [0, 1].
 

@@ -79,7 +79,8 @@ def paired_flip(horizontal: float = 0.5, vertical: float = 0.5) -> Transform:
     """Returns a transform that mirrors each example left to right and, independently, top to bottom.
 
     Args:
-        horizontal, vertical: probabilities of the two.
+        horizontal: probability of the first.
+        vertical: probability of the second.
 
     Raises:
         ValueError: a probability is outside [0, 1]. When the transform runs: as `paired_rotation`.
@@ -138,7 +139,8 @@ def make_streams(
         expand: each side of the box moves out by this share of its extent, at least 0.
         circle: radius of the disc, where 1 touches the sides of the frame; None leaves the corners.
         keep_aspect: crop a square, so that both axes have one scale (the reference does not; size is metric).
-        mean, std: as in `normalize`, for frames in [0, 1].
+        mean: as in `normalize`, for frames in [0, 1].
+        std: as in `normalize`.
 
     Raises:
         ValueError: an argument is outside its range. When the transform runs: a key that a stream needs is missing, or

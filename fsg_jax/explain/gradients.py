@@ -25,7 +25,8 @@ def input_gradient(model: nn.Module, variables: Variables, images: Images, targe
     image.
 
     Args:
-      model, variables: the network.
+      model: the network.
+      variables: its variables, by collection.
       images: (batch, height, width, channels), normalised.
       target: of which score; a class that there is not gives NaN.
 
@@ -51,7 +52,8 @@ def class_activation(
     the logit. CAM does not rectify.
 
     Args:
-      model, variables: the network; with `remat` its twin without, which computes the same.
+      model: the network; for one with `remat`, its twin without, which computes the same, is used.
+      variables: its variables, by collection.
       images: (batch, height, width, channels), normalised.
       layer: path of a module, called once, whose output is (batch, rows, columns, channels): a name of
         `activation_layers`, such as ``"layer4_1"`` of a ResNet.

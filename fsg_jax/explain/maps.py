@@ -86,7 +86,9 @@ def transferred_maps(
     are of no image.
 
     Args:
-      model, variables, images: as in `attention_maps`.
+      model: as in `attention_maps`.
+      variables: as in `attention_maps`.
+      images: as in `attention_maps`.
       templates: one image, whose descriptor all images get, or as many as `images`.
 
     Raises:

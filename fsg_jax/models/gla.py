@@ -48,7 +48,8 @@ def gated_linear_attention(
     Works for any number of tokens, 0 and 1 included, under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.checkpoint`.
 
     Args:
-      q, k: queries and keys, (batch, time, heads, d_k).
+      q: queries, (batch, time, heads, d_k).
+      k: keys, (batch, time, heads, d_k).
       v: values, (batch, time, heads, d_v).
       log_gate: logarithms of the gates, (batch, time, heads, d_k), at most 0; a gate of token t multiplies what is
         older than t.

@@ -19,7 +19,8 @@ def resize_positions(
 
     Args:
       table: of NumPy, then computed in float64, or of JAX, then in its own precision and differentiable.
-      old, new: rows and columns of the grids.
+      old: rows and columns of the grid that the table is for.
+      new: rows and columns of the grid that is wanted.
       rule: a key of `RULES`.
 
     Raises:
@@ -50,7 +51,8 @@ def _cubic(old: int, new: int, *, a: float, antialias: bool, clamp: bool) -> np.
     """Weights (new, old) of Keys' kernel of parameter `a`; rows sum to 1.
 
     Args:
-      old, new: numbers of positions.
+      old: number of positions that there are.
+      new: number of positions that are wanted.
       a: slope of the kernel at 1.
       antialias: widen the kernel by the step if the grid gets coarser.
       clamp: taps beyond an end fall on it; else they are dropped.

@@ -47,7 +47,8 @@ def aggregate_probabilities(
     """Averages the probability of every class over the frames of each polyp.
 
     Args:
-        polyp, size_mm: as for `aggregate_sizes`.
+        polyp: as for `aggregate_sizes`.
+        size_mm: as for `aggregate_sizes`.
         probabilities: (frames,) by class.
 
     Returns:

@@ -22,7 +22,8 @@ def relative_area(
 
     Args:
         box: xmin, ymin, xmax, ymax in pixels, half-open.
-        width, height: of the frame in pixels.
+        width: of the frame, pixels.
+        height: of the frame, pixels.
 
     Raises:
         ValueError: a box is empty or larger than its frame.

@@ -99,7 +99,8 @@ def paired_difference(
     Args:
         metric: see `Metric`.
         truth: (rows,).
-        predicted, other: predictions of two predictors for the same rows.
+        predicted: predictions of the one predictor.
+        other: predictions of the other one, for the same rows.
         polyp: see `Polyps`.
         options: those of `bootstrap`.
 

@@ -31,9 +31,13 @@ def weighted_regression_loss(
     those of the gate loss of Roffo et al. (2024).
 
     Args:
-        alpha, beta, gamma: weights of the three terms, each >= 0 and not all 0.
-        threshold1, threshold2: mm, ascending.
-        weight1, weight2: >= 0.
+        alpha: weight of the absolute error, >= 0; not all three are 0.
+        beta: weight of the squared error, >= 0.
+        gamma: weight of the smooth L1 error, >= 0.
+        threshold1: mm.
+        weight1: of sizes above `threshold1`, >= 0.
+        threshold2: mm, above `threshold1`.
+        weight2: of sizes from `threshold2` on, >= 0.
         reference_inert_weights: compare the thresholds with the scaled size, as the code of Roffo et al. does; they
             then lie at 59 mm and 107.75 mm, so that no polyp is weighted.
 

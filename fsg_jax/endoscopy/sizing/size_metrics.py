@@ -59,7 +59,8 @@ def classification_metrics(truth: Classes, predicted: Classes, scheme: ClassSche
     """Returns the `scores` of class indices.
 
     Args:
-        truth, predicted: class indices of the scheme.
+        truth: class indices of the scheme.
+        predicted: class indices of the scheme.
         scheme: of K classes.
 
     Raises:

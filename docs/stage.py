@@ -1,0 +1,109 @@
+"""Writes the pages of the site to ``build/pages``, from which MkDocs makes it: ``python docs/stage.py [PAGE ...]``.
+
+Python blocks of a page are run in order, in one namespace a page, and what they print is put below them. Notebooks,
+kept as text, are executed. Recorded results, examples, pages of the project and one page of API a room of the library
+are added. Whatever fails stops the command. With PAGE only these are run again, e.g. ``routing.md``.
+"""
+
+import contextlib
+import io
+import os
+import pkgutil
+import re
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import fsg_jax
+
+ROOT = Path(__file__).parents[1]
+DOCS, RESULTS, PAGES = ROOT / "docs", ROOT / "experiments/results", ROOT / "build/pages"
+BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
+
+def run_blocks(markdown: str, name: str) -> str:
+    """Runs the Python blocks of a page, and returns it with their output below them."""
+    namespace: dict = {"__name__": "__main__"}
+
+    def run(match: re.Match) -> str:
+        lines_before = markdown.count("\n", 0, match.start()) + 1
+        code = compile("\n" * lines_before + match[1], name, "exec")  # errors tell the line of the page
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(code, namespace)
+        printed = output.getvalue().rstrip()
+        return match[0] + (f"\n```text\n{printed}\n```\n" if printed else "")
+
+    return BLOCK.sub(run, markdown)
+
+
+def stage_page(path: Path) -> None:
+    """Runs a page; links that leave the folder become those of the site."""
+    text = run_blocks(path.read_text(), str(path.relative_to(ROOT)))
+    text = text.replace("](../experiments/results)", "](results/index.md)").replace("](../experiments/results/", "](results/")
+    text = text.replace("](../README.md", "](index.md").replace("](../", "](")
+    (PAGES / path.name).write_text(text)
+
+
+def stage_notebook(path: Path) -> None:
+    """Executes a notebook; writes it as a page with its pictures, and as a notebook to take away."""
+    import jupytext
+    from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    notebook = jupytext.read(path)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    ExecutePreprocessor(timeout=300).preprocess(notebook, {"metadata": {"path": str(ROOT)}})
+    text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": path.stem})
+    folder = PAGES / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    jupytext.write(notebook, folder / f"{path.stem}.ipynb")
+    for name, data in resources["outputs"].items():
+        (folder / name).write_bytes(data)
+    title, _, rest = text.strip().partition("\n")
+    (folder / f"{path.stem}.md").write_text(f"{title}\n\n[The notebook with its outputs]({path.stem}.ipynb)\n{rest}\n")
+
+
+def stage_others() -> None:
+    """Copies results, examples and the pages of the project; a page of API for each room of the library."""
+    for path in [p for p in RESULTS.rglob("*") if p.suffix in (".md", ".svg", ".png")]:
+        name = path.relative_to(RESULTS).as_posix().replace("README", "index")
+        (PAGES / "results" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, PAGES / "results" / name)
+    for name in PROJECT:
+        shutil.copyfile(ROOT / name, PAGES / name)
+    shutil.copyfile(DOCS / "style.css", PAGES / "style.css")
+    for room, modules in rooms().items():
+        text = f"# fsg_jax.{room}\n\n" + "\n".join(f"::: {module}\n" for module in modules)
+        (PAGES / f"api/{room}.md").write_text(text)
+
+
+def rooms() -> dict[str, list[str]]:
+    """The public modules of the library by room, that is by the first part of their path."""
+    found: dict[str, list[str]] = {}
+    for module in pkgutil.walk_packages(fsg_jax.__path__, "fsg_jax."):
+        parts = module.name.split(".")
+        if not any(part.startswith("_") for part in parts):
+            found.setdefault(parts[1], []).append(module.name)
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Command line."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
+    notebooks, pages = sorted(DOCS.glob("notebooks/*.py")), sorted(DOCS.glob("*.md"))
+    if not names:
+        shutil.rmtree(PAGES, ignore_errors=True)
+    jobs = [(stage_notebook, path) for path in notebooks] + [(stage_page, path) for path in pages]
+    context = get_context("spawn")  # each page in a process of its own
+    with ProcessPoolExecutor(os.cpu_count(), context, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(job, path) for job, path in jobs if not names or path.name in names]
+        for future in futures:
+            future.result()
+    stage_others()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
