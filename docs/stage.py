@@ -6,6 +6,7 @@ are added. Whatever fails stops the command. With PAGE only these are run again,
 """
 
 import contextlib
+import inspect
 import io
 import os
 import pkgutil
@@ -16,11 +17,19 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import drawing
+
 import fsg_jax
 
 ROOT = Path(__file__).parents[1]
-DOCS, RESULTS, PAGES = ROOT / "docs", ROOT / "experiments/results", ROOT / "build/pages"
+DOCS, EXAMPLES, RESULTS, PAGES = ROOT / "docs", ROOT / "examples", ROOT / "experiments/results", ROOT / "build/pages"
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+PICTURE = re.compile(r"^!\[.*\]\((.*\.svg)\)$", re.MULTILINE)
+CONSTANTS = {  # they do not know where they are
+    "GATES": "fsg_jax.typing.GATES",
+    "ROUTINGS": "fsg_jax.routing.modes.ROUTINGS",
+    "TrainStep": "fsg_jax.training.step.TrainStep",
+}
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
@@ -42,7 +51,13 @@ def run_blocks(markdown: str, name: str) -> str:
 def stage_page(path: Path) -> None:
     """Runs a page; links that leave the folder become those of the site."""
     text = run_blocks(path.read_text(), str(path.relative_to(ROOT)))
-    text = text.replace("](../experiments/results)", "](results/index.md)").replace("](../experiments/results/", "](results/")
+    text = text.replace("](../experiments/results)", "](results/index.md)").replace(
+        "](../experiments/results/", "](results/"
+    )
+    text = PICTURE.sub(
+        lambda match: f"<div>{(DOCS / match[1]).read_text()}</div>", text
+    )  # in the page, its colours follow the theme
+    text = text.replace("<!-- drawing -->", f"<div>{drawing.draw()}</div>") if "<!-- drawing -->" in text else text
     text = text.replace("](../README.md", "](index.md").replace("](../", "](")
     (PAGES / path.name).write_text(text)
 
@@ -67,26 +82,44 @@ def stage_notebook(path: Path) -> None:
 
 
 def stage_others() -> None:
-    """Copies results, examples and the pages of the project; a page of API for each room of the library."""
+    """Copies results and the pages of the project; writes pages of the examples and of the API."""
     for path in [p for p in RESULTS.rglob("*") if p.suffix in (".md", ".svg", ".png")]:
         name = path.relative_to(RESULTS).as_posix().replace("README", "index")
         (PAGES / "results" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, PAGES / "results" / name)
-    for name in PROJECT:
-        shutil.copyfile(ROOT / name, PAGES / name)
-    shutil.copyfile(DOCS / "style.css", PAGES / "style.css")
+    for path in [*(ROOT / name for name in PROJECT), DOCS / "style.css"]:
+        (PAGES / path.name).write_text(path.read_text().replace("](docs/", "]("))
+    programs = [f"## {p.name}\n\n```python\n{p.read_text()}```\n" for p in sorted(EXAMPLES.glob("*.py"))]
+    (PAGES / "examples.md").write_text("\n".join([(EXAMPLES / "README.md").read_text(), *programs]))
+    (PAGES / "api").mkdir(exist_ok=True)
     for room, modules in rooms().items():
-        text = f"# fsg_jax.{room}\n\n" + "\n".join(f"::: {module}\n" for module in modules)
+        options = "    options:\n      members: false\n"  # of a package: what it hands on is shown where it is
+        entries = [f"::: {name}\n{options if is_package else ''}" for name, is_package in modules]
+        text = f"# {room}\n\n" + "\n".join(entries)
         (PAGES / f"api/{room}.md").write_text(text)
+    (PAGES / "api/index.md").write_text(names_page())
 
 
-def rooms() -> dict[str, list[str]]:
-    """The public modules of the library by room, that is by the first part of their path."""
+def names_page() -> str:
+    """The names that `fsg_jax` itself has, each with the first line of its docstring and a link to where it is."""
+    rows = ["# The names of fsg_jax", "", "`import fsg_jax as fsg` has these; the rooms have more.", ""]
+    rows += ["| name | |", "| --- | --- |"]
+    for name in fsg_jax.__all__:
+        thing = getattr(fsg_jax, name)
+        home = thing.__name__ if inspect.ismodule(thing) else f"{getattr(thing, '__module__', '')}.{name}"
+        path = CONSTANTS.get(name, home)
+        line = "" if name in CONSTANTS else (inspect.getdoc(thing) or "").partition("\n")[0].replace("|", "\\|")
+        rows.append(f"| [`fsg.{name}`][{path}] | {line} |")
+    return "\n".join(rows) + "\n"
+
+
+def rooms() -> dict[str, list[tuple[str, bool]]]:
+    """The public modules of the library by room, the first part of their path, and whether each is a package."""
     found: dict[str, list[str]] = {}
     for module in pkgutil.walk_packages(fsg_jax.__path__, "fsg_jax."):
         parts = module.name.split(".")
         if not any(part.startswith("_") for part in parts):
-            found.setdefault(parts[1], []).append(module.name)
+            found.setdefault(parts[1], []).append((module.name, module.ispkg))
     return found
 
 

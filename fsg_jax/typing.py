@@ -10,8 +10,11 @@ AnyArray: TypeAlias = Array | np.ndarray
 """An array of JAX or of NumPy."""
 
 Key: TypeAlias = PRNGKeyArray
+"""A random key of `jax.random.key`."""
 Images: TypeAlias = Float[Array, "batch height width channels"]
+"""Normalised images."""
 RawImages: TypeAlias = UInt8[Array, "batch height width channels"]
+"""Images as stored, 0 to 255."""
 Labels: TypeAlias = Int[Array, " batch"] | Float[Array, "batch classes"]
 """Class indices, or class probabilities (label smoothing, mixup, CutMix)."""
 
@@ -25,6 +28,7 @@ LOG_VARIANCE = "log_variance"
 """Key of outputs by task that holds the learned weights of the tasks."""
 
 PyTree: TypeAlias = Any
+"""Any tree of arrays."""
 Variables: TypeAlias = Mapping[str, PyTree]
 """Flax variables by collection, e.g. ``{"params": ..., "gates": ..., "batch_stats": ...}``."""
 
@@ -34,6 +38,7 @@ stream) and what the loss reads, e.g. ``label``; an optional ``valid`` (batch,),
 numbers weigh them."""
 
 Metrics: TypeAlias = dict[str, Any]
+"""Metrics of a step by name: scalars, or dicts of scalars."""
 
 Loss: TypeAlias = Callable[[Any, Batch], Any]
 """``loss(outputs, batch)``: values (batch, ...), or ``(values, weights)``, or their mean, (), or a mapping of such; see

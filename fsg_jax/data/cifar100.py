@@ -13,7 +13,9 @@ from fsg_jax.data.tfds_source import read_tfds
 # Over all pixels of the 50,000 training images, values in [0, 1]; red, green, blue. The 5,000 rows of a
 # validation holdout are part of the sample.
 CIFAR100_MEAN = (0.50707516, 0.48654887, 0.44091784)
+"""Of the training images in [0, 1], by channel."""
 CIFAR100_STD = (0.26733429, 0.25643846, 0.27615047)
+"""Of the training images in [0, 1], by channel."""
 
 _READERS = {**READERS, "tfds": read_tfds}
 # What a folder is searched for, in this order. A match that is no archive marks the folder it lies in.

@@ -51,7 +51,8 @@ class EfficientChannelAttention(nn.Module):
     at least 3, as in timm.
 
     Attributes:
-      gamma, beta: the constants of the kernel size; `gamma` is above 0.
+      gamma: divides in the rule of the kernel size, above 0.
+      beta: is added in the rule of the kernel size.
       axis: the channel axis; the mean is over all others but the first, the batch.
       kind: how logits become values, a key of `fsg_jax.gates.functions.SQUASHINGS`.
     """

@@ -68,6 +68,7 @@ SQUASHINGS: dict[str, Squashing] = {
     # Exactly 1, and without a gradient, from log(11) = 2.40 on; s(2.2) = 0.980.
     "hard_concrete": Squashing(hard_concrete, open_logit=2.2, sample=sample_hard_concrete),
 }
+"""The kinds of gates by name."""
 
 
 def at_least_float32(values: Any) -> Array:

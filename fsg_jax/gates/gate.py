@@ -17,6 +17,7 @@ from fsg_jax.gates.functions import Kind, get_squashing, squash
 from fsg_jax.typing import GATE_STEP, GATES, AnyArray, Key
 
 Initializer = Callable[[Key, tuple[int, ...]], Array]
+"""``(key, shape) -> logits``."""
 
 
 def xavier(key: Key, shape: tuple[int, ...]) -> Array:

@@ -57,6 +57,7 @@ PENALTIES: dict[str, Callable[[Array, Any, Any], Array]] = {
     "l0": _l0,
     "entropy": _of_values(entropy),
 }
+"""The penalties by name: functions of a gate's logits, its kind and the step."""
 
 
 def gate_penalty(

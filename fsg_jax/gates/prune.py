@@ -20,10 +20,12 @@ from fsg_jax.linen.costs import Cost, layer_costs, total
 from fsg_jax.typing import GATES, Variables
 
 SCORES = ("gate", "magnitude", "random")
+"""What decides which channels go first."""
 COSTS = {"flops": "flops", "params": "parameters"}
 """Fields of `fsg_jax.linen.costs.Cost` by the names that a budget has."""
 
 Kept = dict[str, Bool[np.ndarray, " channels"]]
+"""Which channels are kept, by gate."""
 
 
 class Layer(NamedTuple):
@@ -40,7 +42,8 @@ class Table(NamedTuple):
 
     Attributes:
       layers: in the order of the forward pass.
-      parameters, flops: of the whole model, for one example (`fsg_jax.linen.costs.layer_costs`).
+      parameters: of the whole model, before and after.
+      flops: of the whole model for one example, before and after (`fsg_jax.linen.costs.layer_costs`).
       kept: by the name of the site, which of its channels were kept; what `mask_gates` takes.
     """
 

@@ -18,6 +18,7 @@ from fsg_jax.models.layers import DropPath, FeatureMaps, ModuleDef, apply_gate, 
 from fsg_jax.models.resnet import BatchNorm
 
 GATE_PLACEMENTS = ("stage", "block", "hidden")
+"""Gates after the stages, after the blocks, or on the expanded channels inside."""
 SQUEEZE_RATIO = 0.25
 ACTIVATIONS = {"silu": nn.silu, "relu6": nn.relu6}
 PADDINGS = ("symmetric", "same")

@@ -450,6 +450,7 @@ HOME: dict[str, Any] = {
     "self_gates": True,
     "gate_input": "concat",
 }
+"""The options that make HoME of a head."""
 HEADS: dict[str, dict[str, Any]] = {
     "separate": {"experts": ({"task": 1},)},
     "shared_bottom": {"experts": ({SHARED: 1},)},

@@ -167,3 +167,4 @@ def _halvings(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 FORMS: dict[str, Form] = {"chunked": _chunked, "recurrent": _recurrent, "quadratic": _quadratic}
+"""The ways to compute it, which agree."""

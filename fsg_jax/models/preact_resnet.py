@@ -21,6 +21,7 @@ from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, 
 from fsg_jax.models.vgg import VGGNorm, max_pool
 
 GATE_PLACEMENTS = ("stage", "residual", "hidden")
+"""Gates after the stages, at the end of the branches, or inside them."""
 EXPANSION = 4
 
 he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -34,7 +35,8 @@ class PreActBottleneck(nn.Module):
     Attributes:
       features: channels inside; the output has four times as many.
       strides: of the 3x3 convolution and of the shortcut.
-      conv, norm: factories, see `PreActResNet`.
+      conv: a factory, see `PreActResNet`.
+      norm: a factory, see `PreActResNet`.
       gate: factory of the gate on the branch, or None.
       hidden_gate: factory of the gates before ``conv2`` and ``conv3``, ``gate1`` and ``gate2``, or None.
       widths: channels at these gates, where they are not `features`.

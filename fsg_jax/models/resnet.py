@@ -17,6 +17,7 @@ from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate, fan_in_uni
 
 STEMS = ("cifar", "imagenet")
 GATE_PLACEMENTS = ("stage", "block", "residual", "hidden")
+"""Gates after the stages, after the blocks, at the end of the branches, or inside them."""
 
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
@@ -27,7 +28,8 @@ class ResidualBlock(nn.Module):
     Attributes:
       features: channels inside the block; the output has ``features * expansion``.
       strides: spatial stride of the block.
-      conv, norm: factories, see `ResNet`.
+      conv: a factory, see `ResNet`.
+      norm: a factory, see `ResNet`.
       gate: factory of the gate on ``y``, or None.
       residual_gate: factory of the gate on ``residual(x)``, or None.
       hidden_gate: factory of the gates inside the residual branch, each after a ReLU, or None.

@@ -164,7 +164,11 @@ class AttentiveNetwork(nn.Module):
         ``level3``.
       attention: factory called as ``attention(score=, normalise=, project=, query_norm=, bias=, dropout=, initial=,
         dtype=, name=)``; None makes none, and ``g`` is classified: the control of the same trunk.
-      score, normalise, project, query_norm, bias: see `SpatialAttention`.
+      score: see `SpatialAttention`.
+      normalise: see `SpatialAttention`.
+      project: see `SpatialAttention`.
+      query_norm: see `SpatialAttention`.
+      bias: see `SpatialAttention`.
       combine: ``"concat"``: one head on all features; or a head a level, ``"mean_prob"``: the logarithm of the mean
         of their probabilities; ``"sum_log_prob"``: the sum of their log-probabilities, which a softmax then makes
         the normalised product of experts, as in the released code; ``"sum_logits"``. All are for softmax
@@ -177,7 +181,9 @@ class AttentiveNetwork(nn.Module):
       head_dropout: rate before the heads.
       initial: ``"scaled"`` or ``"reference"``, see `SpatialAttention`.
       dtype: of the trunk; attention, descriptors and heads are float32.
-      gate, remat, conv: as in `fsg_jax.models.ResNet`.
+      gate: as in `fsg_jax.models.ResNet`.
+      remat: as in `fsg_jax.models.ResNet`.
+      conv: as in `fsg_jax.models.ResNet`.
     """
 
     num_classes: int

@@ -17,6 +17,7 @@ from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate
 from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, scale_init
 
 GATE_PLACEMENTS = ("stage", "hidden")
+"""Gates on the map of each stage, or behind the convolutions inside."""
 
 VGGNorm = TFBatchNorm
 """BatchNorm of the convolutions with the epsilon of the released code, 1e-3; averages are of the biased variance."""
@@ -27,7 +28,8 @@ class ConvUnit(nn.Module):
 
     Attributes:
       features: channels.
-      conv, norm: factories, see `VGG`.
+      conv: a factory, see `VGG`.
+      norm: a factory, see `VGG`.
       gate: factory of the gate before the ReLU, or None.
       dropout: rate.
       initial: of the norm's scale, see `fsg_jax.models.spatial_attention.SpatialAttention`.

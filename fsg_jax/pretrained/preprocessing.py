@@ -15,7 +15,8 @@ class Preprocessing(NamedTuple):
     """Resizing, centre crop and normalisation, as torchvision and timm evaluate.
 
     Attributes:
-      mean, std: per channel, of values in [0, 1]: ``(x / 255 - mean) / std``.
+      mean: per channel, of values in [0, 1], in ``(x / 255 - mean) / std``.
+      std: per channel, of values in [0, 1].
       size: of the result in pixels, height and width.
       crop: share in (0, 1] of the resized shorter side that the centre crop keeps.
       interpolation: ``"bilinear"`` or ``"bicubic"``, of Pillow, which filters when it makes an image smaller.

@@ -102,6 +102,7 @@ ROUTINGS: Mapping[str, Any] = {
     "sequential": sequential,
     "reference": reference,
 }
+"""The modes by name: functions that put a gate pass and a main pass in order."""
 
 
 def routed_update(

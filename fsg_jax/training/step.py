@@ -19,6 +19,7 @@ from fsg_jax.training.state import TrainState, gather_leaves
 from fsg_jax.typing import GATE_STEP, GATES, Batch, Key, Loss, Metrics, Penalty, PyTree, Transform
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""``step(state, batch, gate_batch=None) -> (state, metrics)``."""
 
 
 def make_train_step(

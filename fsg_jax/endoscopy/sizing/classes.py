@@ -66,6 +66,7 @@ TRI_CLASS = ClassScheme("tri_class", ("diminutive", "small", "large"), (5.0, 10.
 """Up to 5 mm, between 5 and 10 mm, 10 mm or more; Roffo et al. (2024) write Dim, Small and Large."""
 
 SCHEMES = {scheme.name: scheme for scheme in (BINARY_10, BINARY_5, TRI_CLASS)}
+"""The schemes of size classes by name."""
 
 REFERENCE_CUTS_MM = (4.75, 10.0)
 """Where Roffo et al. (2024) cut the predictions, not the truth, into the three classes when testing.
