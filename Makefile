@@ -5,7 +5,7 @@ MARKS ?= not slow and not gpu and not tfds and not parity
 
 PHANTOM := runs/phantom
 
-.PHONY: demo demo-polyps test test-slow test-tfds test-onnx test-gpu parity lint setup clean
+.PHONY: demo demo-polyps test test-slow test-docs test-tfds test-onnx test-gpu parity docs newest lint setup clean
 
 setup: .venv/installed
 
@@ -51,6 +51,17 @@ test-onnx: setup
 test-gpu: setup
 	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu
 
+# The site in build/site: all code of the pages and the notebooks is run, and stands there with what it printed.
+docs: setup
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python docs/stage.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Links and names of the site, commands of the pages, examples, and the package in an empty environment.
+test-docs: setup
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m docs
+
 # PyTorch and timm, which the parity tests compare with. The torch that is already there is kept.
 parity: setup
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
@@ -62,6 +73,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The quick tests of the core under the newest Python that is there, which gets newer versions of JAX and Flax than 3.11.
+newest:
+	@python=$$(for v in 3.14 3.13 3.12; do command -v python$$v && break; done || ls -d ~/.pyenv/versions/3.1[2-4].*/bin/python 2>/dev/null | sort -V | tail -1); \
+	if [ -z "$$python" ]; then echo "newest: no Python after 3.11 is here; the newest JAX is not tried"; exit 0; fi; \
+	echo "newest: $$python"
 
 clean:
 	rm -rf .venv

@@ -15,19 +15,17 @@
 #
 # The phantom has the layout of REAL-Colon, and is read by the very same commands.
 
-# %%
-from pathlib import Path
-from tempfile import mkdtemp
-
-data = Path(mkdtemp())
-# !python -m experiments.phantom --out {data}/raw --layout real-colon --polyps 48 --frames 6
-# !python -m experiments.index real-colon {data}/raw --out {data}/index
-# !python -m experiments.split {data}/index --out {data}/splits.csv --folds 3
+# %% language="bash"
+# python -m experiments.phantom --out build/phantom/raw --layout real-colon --polyps 48 --frames 6
+# python -m experiments.index real-colon build/phantom/raw --out build/phantom/index
+# python -m experiments.split build/phantom/index --out build/phantom/splits.csv --folds 3
 
 # %% [markdown]
 # Folds are dealt by patient. Fold 0 tests, the next one validates, the rest trains.
 
 # %%
+from pathlib import Path
+
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,9 +38,10 @@ from fsg_jax.endoscopy.index.roles import roles
 from fsg_jax.endoscopy.index.schema import read_index
 from fsg_jax.endoscopy.index.split_files import read_folds
 
+data, size = Path("build/phantom"), 48
 table, roots = read_index(data / "index")
 role = roles(table, read_folds(data / "splits.csv"), fold=0)
-source = FrameSource(table, roots, size=64)
+source = FrameSource(table, roots, size=size)
 polyp = np.array(table.column("polyp_id").to_pylist())
 print(f"{len(table)} frames; polyps to train, validate, test:", *(len(set(polyp[rows])) for rows in role[:3]))
 
@@ -58,7 +57,7 @@ frames = {name: read(rows) for name, rows in zip(("train", "validation", "test")
 # both the appearance and the place are there, and the size is no matter of the box alone.
 
 # %%
-prepare = fsg.augment.chain(fsg.endoscopy.box_to_mask(), fsg.endoscopy.make_streams(["mask"], 64))
+prepare = fsg.augment.chain(fsg.endoscopy.box_to_mask(), fsg.endoscopy.make_streams(["mask"], size))
 seen = prepare(jax.random.key(0), frames["test"])["image"]["mask"]
 figure, axes = plt.subplots(2, 6, figsize=(9, 3.2), layout="constrained")
 for i, column in zip(range(0, 36, 6), axes.T, strict=True):
@@ -81,20 +80,20 @@ plt.show()
 from fsg_jax.models.spatial_attention import SpatialAttention
 
 target = sizing.make_target("regression")
-options = {"attention": SpatialAttention, "normalise": "sigmoid_mean", "dropout": 0.0, "conv_dropout": (0.0, 0.0)}
+options = {"attention": SpatialAttention, "normalise": "softmax", "dropout": 0.0, "conv_dropout": (0.0, 0.0)}
 model = fsg.create_model("vgg16", num_classes=target.num_outputs, width=8, gate=fsg.Gate, **options)
-steps = 240
+steps = 220
 tx = fsg.routed(params=optax.adamw(optax.cosine_decay_schedule(3e-3, steps), weight_decay=1e-4), gates=optax.adam(3e-3))
 state = fsg.init_state(model, tx, jax.random.key(0), seen[:1])
 turn = fsg.augment.chain(
-    fsg.endoscopy.box_to_mask(), fsg.endoscopy.paired_flip(), fsg.endoscopy.make_streams(["mask"], 64)
+    fsg.endoscopy.box_to_mask(), fsg.endoscopy.paired_flip(), fsg.endoscopy.make_streams(["mask"], size)
 )
 step = fsg.make_train_step(
     target.loss, gate_loss=target.gate_loss, transform=turn, inputs=lambda batch: batch["image"]["mask"]
 )
 draw, losses = np.random.default_rng(0), []
 for _ in range(steps):
-    rows = draw.integers(len(role.train), size=32)
+    rows = draw.integers(len(role.train), size=16)
     state, metrics = step(state, jax.tree.map(lambda leaf: leaf[rows], frames["train"]))
     losses.append(metrics["loss"])
 print(f"loss {np.mean(losses[:20]):.4f} in the first 20 steps, {np.mean(losses[-20:]):.4f} in the last")
@@ -110,7 +109,7 @@ def predict(images):
 
 
 def areas(name):
-    return sizing.relative_area(frames[name]["box"], 64, 64)
+    return sizing.relative_area(frames[name]["box"], size, size)
 
 
 truth, of = frames["test"]["size_mm"], polyp[role.test]
@@ -136,8 +135,8 @@ plt.show()
 # %% [markdown]
 # ## Where it looks
 #
-# The maps of the forward pass that made the prediction: at each place the weight of the local feature, between 0 and
-# 1. The colours run from the smallest to the largest value of a map.
+# The maps of the forward pass that made the prediction: the weight of the local feature at each place; those of a map
+# sum to 1. The colours run from the smallest to the largest value of a map.
 
 # %%
 from fsg_jax.explain import attention_maps, map_entropy, resize_maps
@@ -151,7 +150,7 @@ for i, column in zip(range(0, 36, 6), axes.T, strict=True):
     column[0].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="white"))
     for axis, (name, found) in zip(column[1:], maps.items(), strict=True):
         axis.imshow(frames["test"]["frame"][i])
-        axis.imshow(resize_maps(found[i : i + 1], (64, 64))[0], alpha=0.55, cmap="magma")
+        axis.imshow(resize_maps(found[i : i + 1], (size, size))[0], alpha=0.55, cmap="magma")
         if i == 0:
             axis.text(-0.1, 0.5, name, rotation=90, va="center", ha="right", transform=axis.transAxes)
 for axis in axes.flat:
@@ -166,7 +165,7 @@ plt.show()
 inside = fsg.endoscopy.box_to_mask()(jax.random.key(0), frames["test"])["mask"]
 print(f"the box takes {inside.mean():.2f} of the frame")
 for name, found in maps.items():
-    large = resize_maps(found, (64, 64))
+    large = resize_maps(found, (size, size))
     print(f"{name}: {((large * inside).sum((1, 2)) / large.sum((1, 2))).mean():.2f} of the map is in it")
 
 # %% [markdown]

@@ -38,7 +38,8 @@ def make_phantom(config: Config, *, progress: bool = True) -> bool:
     layout: Layout = RealColon() if config.layout == "real-colon" else Sun(config.polyps, censor=config.censor)
     plans = plan_videos(config)
     with writing_to(config.out), new_folder(config.out) as root:
-        videos = list(tqdm(_film(config, plans, layout, root), total=len(plans), unit="video", disable=not progress))
+        hidden = None if progress else True
+        videos = list(tqdm(_film(config, plans, layout, root), total=len(plans), unit="video", disable=hidden))
         annotate(root, layout, videos)
         broken = add_broken(root, layout, videos, config.broken)
         write_json(root / "truth.json", _truth(layout, videos))
