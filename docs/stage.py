@@ -23,6 +23,13 @@ import fsg_jax
 
 ROOT = Path(__file__).parents[1]
 DOCS, EXAMPLES, RESULTS, PAGES = ROOT / "docs", ROOT / "examples", ROOT / "experiments/results", ROOT / "build/pages"
+LINKS = {  # from a place in the repository to the page of the site
+    "../experiments/results)": "results/index.md)",
+    "../experiments/results/": "results/",
+    "../examples/README.md": "examples.md",
+    "../README.md": "index.md",
+    "../": "",
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 PICTURE = re.compile(r"^!\[.*\]\((.*\.svg)\)$", re.MULTILINE)
 CONSTANTS = {  # they do not know where they are
@@ -51,14 +58,13 @@ def run_blocks(markdown: str, name: str) -> str:
 def stage_page(path: Path) -> None:
     """Runs a page; links that leave the folder become those of the site."""
     text = run_blocks(path.read_text(), str(path.relative_to(ROOT)))
-    text = text.replace("](../experiments/results)", "](results/index.md)").replace(
-        "](../experiments/results/", "](results/"
-    )
+    text = re.sub(r"\]\(notebooks/(\w+)\.py\)", r"](notebooks/\1.md)", text)
+    for place, page_of_site in LINKS.items():
+        text = text.replace(f"]({place}", f"]({page_of_site}")
     text = PICTURE.sub(
         lambda match: f"<div>{(DOCS / match[1]).read_text()}</div>", text
     )  # in the page, its colours follow the theme
     text = text.replace("<!-- drawing -->", f"<div>{drawing.draw()}</div>") if "<!-- drawing -->" in text else text
-    text = text.replace("](../README.md", "](index.md").replace("](../", "](")
     (PAGES / path.name).write_text(text)
 
 

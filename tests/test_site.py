@@ -70,6 +70,15 @@ def test_every_link_leads_somewhere(pages):
     assert not dead, "\n".join(dead)
 
 
+def test_links_of_the_pages_lead_somewhere_in_the_repository_too():
+    dead = []
+    for path in [*PAGES, *ROOT.glob("*.md"), ROOT / "examples/README.md"]:
+        for target in re.findall(r"\]\(([^)\s#]+)", path.read_text()):
+            if not re.match(r"[a-z]+:", target) and not (path.parent / target).exists():
+                dead.append(f"{path.relative_to(ROOT)}: {target}")
+    assert not dead
+
+
 def test_a_page_needs_no_network(pages):
     elsewhere = {url for page in pages.values() for url in page.fetched if re.match(r"(https?:)?//", url)}
     assert not elsewhere

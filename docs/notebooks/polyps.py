@@ -125,7 +125,7 @@ for name, predicted in predictors.items():
 
 # %%
 figure, axis = plt.subplots(figsize=(4, 3.6), layout="constrained")
-axis.plot([0, 16], [0, 16], color="0.7", linewidth=1)
+axis.plot([0, 20], [0, 20], color="0.7", linewidth=1)
 for name, colour in (("box area", "0.6"), ("network", "tab:orange")):
     axis.plot(truth, predictors[name], ".", color=colour, alpha=0.6, label=name)
 axis.set(xlabel="size, mm", ylabel="predicted, mm, a dot a frame")
