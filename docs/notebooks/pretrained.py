@@ -52,8 +52,8 @@ plt.show()
 
 # %%
 gate = partial(fsg.Gate, logits_init="open")  # values of 0.98: the network starts as what it is
-start = fsg.load_pretrained("efficientnet_lite0", num_classes=3, image_size=64, gate=gate)
-model = start.model.clone(gate_placement="hidden")
+start = fsg.load_pretrained("efficientnet_lite0", num_classes=3, image_size=64)
+model = start.model.clone(gate=gate, gate_placement="hidden")
 mean, std = (np.asarray(x, np.float32) for x in (start.preprocessing.mean, start.preprocessing.std))
 
 
