@@ -84,7 +84,8 @@ def init_state(
         _check_fit(values, settled)
     values = like({k: values[k] for k in settled}, settled)
     if GATES in tx.transforms and GATES not in values and getattr(model, "gate", model) is not None:
-        warnings.warn("labels: the label 'gates' has no leaves, for the model has no gates", stacklevel=2)
+        hint = "a twin without gates says so by an attribute gate=None"
+        warnings.warn(f"labels: the label 'gates' has no leaves, for the model has no gates; {hint}", stacklevel=2)
     return new_state(forward, tx, rng, values, kinds, ema_decay)
 
 
