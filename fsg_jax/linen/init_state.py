@@ -64,7 +64,7 @@ def init_state(
     forward = Forward(model, find_flag(model, train_flag), tuple(rngs), tuple(trainable))
     tx = as_routed(tx)
     init_key, rng = jax.random.split(key)
-    init, watch = jax.jit(lambda key, *inputs: forward.init(key, *inputs)), Watch()
+    init, watch = jax.jit(lambda key, *inputs: forward.init(key, *inputs), compiler_options=_once()), Watch()
     with nn.intercept_methods(watch):
         kinds, shapes = find_gate_kinds(init, init_key, *inputs, known=gate_kinds)
     needed = forward.flag is None and train_flag == "auto" and watch.parts
@@ -87,6 +87,13 @@ def init_state(
         hint = "a twin without gates says so by an attribute gate=None"
         warnings.warn(f"labels: the label 'gates' has no leaves, for the model has no gates; {hint}", stacklevel=2)
     return new_state(forward, tx, rng, values, kinds, ema_decay)
+
+
+def _once() -> dict[str, Any] | None:
+    """Compiler options of a program that runs once: the same values from a third of the compilation."""
+    inside = isinstance(jnp.zeros(()), jax.core.Tracer)  # of another jit, which has options of its own
+    quick = jax.config.read("jax_disable_most_optimizations")
+    return None if inside or quick else {"xla_backend_optimization_level": 1}
 
 
 def _settle(forward: Forward, tx: RoutedTransformation, shapes: dict[str, PyTree], inputs: Any) -> dict[str, PyTree]:
