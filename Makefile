@@ -1,7 +1,7 @@
 # Everything is set up in .venv by the first command that needs it; uv is used if it is there.
 PYTHON ?= python3
 BIN := .venv/bin
-MARKS ?= not slow and not gpu and not tfds and not parity
+MARKS ?= not slow and not gpu and not tfds and not parity and not docs
 
 PHANTOM := runs/phantom
 
@@ -34,7 +34,7 @@ test: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "$(MARKS)"
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not gpu and not tfds and not parity"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not gpu and not tfds and not parity and not docs"
 
 # TensorFlow and tensorflow-datasets, which prepare CIFAR-100.
 test-tfds: setup
