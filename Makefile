@@ -1,7 +1,7 @@
 # Everything is set up in .venv by the first command that needs it; uv is used if it is there.
 PYTHON ?= python3
 BIN := .venv/bin
-MARKS ?= not slow and not gpu and not tfds and not parity
+MARKS ?= not slow and not gpu and not tfds and not parity and not docs
 
 PHANTOM := runs/phantom
 
@@ -34,7 +34,7 @@ test: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "$(MARKS)"
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not gpu and not tfds and not parity"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not gpu and not tfds and not parity and not docs"
 
 # TensorFlow and tensorflow-datasets, which prepare CIFAR-100.
 test-tfds: setup
@@ -75,7 +75,7 @@ lint: setup
 	$(BIN)/mypy
 
 # Tests of the core under the newest Python that is there, for which pip finds newer versions of JAX and Flax than for 3.11.
-CORE := $(addprefix tests/test_,gates.py routing.py pytrees.py step.py nnx.py penalties.py gla.py checkpoint.py)
+CORE := $(addprefix tests/test_,gates.py routing.py pytrees.py nnx.py penalties.py)
 newest:
 	@for python in python3.14 python3.13 python3.12 $$(ls -d ~/.pyenv/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); do \
 	if $$python -c '' 2>/dev/null; then \

@@ -96,7 +96,11 @@ def stage_others() -> None:
     for path in [*(ROOT / name for name in PROJECT), DOCS / "style.css"]:
         (PAGES / path.name).write_text(path.read_text().replace("](docs/", "]("))
     programs = [f"## {p.name}\n\n```python\n{p.read_text()}```\n" for p in sorted(EXAMPLES.glob("*.py"))]
-    (PAGES / "examples.md").write_text("\n".join([(EXAMPLES / "README.md").read_text(), *programs]))
+    text = re.sub(r"\]\((\w+)\.py\)", r"](#\1py)", (EXAMPLES / "README.md").read_text())
+    text = text.replace("[studies](studies)", "`examples/studies`").replace(
+        "](../experiments/results)", "](results/index.md)"
+    )
+    (PAGES / "examples.md").write_text("\n".join([text, *programs]))
     (PAGES / "api").mkdir(exist_ok=True)
     for room, modules in rooms().items():
         options = "    options:\n      members: false\n"  # of a package: what it hands on is shown where it is

@@ -4,6 +4,7 @@ import ast
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -318,6 +319,16 @@ def test_a_head_is_saved_and_loaded(tmp_path):
     loaded = fsg.load_pretrained(tmp_path / "head")
     assert loaded.model == head
     jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"], variables["params"])
+
+
+def test_a_head_in_a_module_has_a_name_of_its_own():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return expert_head("shared_bottom", {"t": 1}, name="head")(nn.Dense(3)(x))
+
+    params = jax.eval_shape(Net().init, jax.random.key(0), X)["params"]
+    assert params.keys() == {"Dense_0", "head"}
 
 
 def test_an_unknown_head_and_wrong_inputs_are_errors():

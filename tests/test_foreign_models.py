@@ -150,8 +150,23 @@ def test_streams_collections_and_labels_that_are_missing_are_named():
         fsg.init_state(lora, foreign.LORA, jax.random.key(0), X, rngs=("noise",))
     with pytest.warns(UserWarning, match=r"'lora'.*trainable"):
         fsg.init_state(lora, TX, jax.random.key(0), X, rngs=("noise",))
-    with pytest.warns(UserWarning, match=r"'gates' has no leaves"):
+    with pytest.warns(UserWarning, match=r"'gates' has no leaves.*gate=None"):
         fsg.init_state(nn.Dense(3), TX, jax.random.key(0), X)
+
+
+def test_initial_values_are_those_of_the_model_whatever_compiles_them():
+    """Alone, where the program has compiler options of its own, and in another jit, where it must not."""
+    model, key = nn.Dense(300), jax.random.key(0)
+    quick = jax.config.read("jax_disable_most_optimizations")
+    try:
+        jax.config.update("jax_disable_most_optimizations", False)  # as users have it
+        wanted = jax.jit(model.init)(jax.random.split(key)[0], X)["params"]
+        alone = fsg.init_state(model, optax.sgd(0.1), key, X).params
+        within = jax.jit(lambda: fsg.init_state(model, optax.sgd(0.1), key, X).params)()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", quick)
+    for found in (alone, within):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_an_own_collection_moves():

@@ -47,12 +47,12 @@ plt.show()
 # %% [markdown]
 # ## The task: tell textures apart
 #
-# Crops of 64 pixels, from the left half of each picture to train, from the right half to test, turned and darkened at
+# Crops of 48 pixels, from the left half of each picture to train, from the right half to test, turned and darkened at
 # random, for three pictures are easy.
 
 # %%
 gate = partial(fsg.Gate, logits_init="open")  # values of 0.98: the network starts as what it is
-start = fsg.load_pretrained("efficientnet_lite0", num_classes=3, image_size=64)
+start = fsg.load_pretrained("efficientnet_lite0", num_classes=3, image_size=48)
 model = start.model.clone(gate=gate, gate_placement="hidden")
 mean, std = (np.asarray(x, np.float32) for x in (start.preprocessing.mean, start.preprocessing.std))
 
@@ -61,15 +61,15 @@ def crops(number, half, seed):
     draw, images, labels = np.random.default_rng(seed), [], []
     for _ in range(number):
         label = int(draw.integers(3))
-        row, column = draw.integers(0, 448), draw.integers(0, 192) + half * 256
-        crop = np.rot90(list(textures.values())[label][row : row + 64, column : column + 64], draw.integers(4))
+        row, column = draw.integers(0, 464), draw.integers(0, 208) + half * 256
+        crop = np.rot90(list(textures.values())[label][row : row + 48, column : column + 48], draw.integers(4))
         images.append(crop / 255 * draw.uniform(0.3, 1.0) + draw.normal(0, 0.1, crop.shape))
         labels.append(label)
     grey = np.asarray(images, np.float32)[..., None]
     return {"image": jnp.asarray((grey - mean) / std), "label": jnp.asarray(labels)}
 
 
-train, test = crops(640, 0, seed=0), crops(192, 1, seed=1)
+train, test = crops(640, 0, seed=0), crops(180, 1, seed=1)
 print(train["image"].shape, test["image"].shape)
 
 # %% [markdown]
@@ -84,8 +84,8 @@ tx = fsg.routed(labels={"body": body}, body=None, params=optax.adam(1e-2), gates
 state = fsg.init_state(model, tx, jax.random.key(0), train["image"][:1], variables=start.variables)
 step = fsg.make_train_step(fsg.losses.cross_entropy, "joint", penalty=fsg.gate_penalty("l1", 1e-4))
 draw, log = np.random.default_rng(0), []
-for _ in range(60):
-    rows = draw.integers(640, size=32)
+for _ in range(50):
+    rows = draw.integers(640, size=16)
     state, metrics = step(state, {name: leaf[rows] for name, leaf in train.items()})
     log.append((float(metrics["loss"]), float(metrics["gates"]["mean"])))
 print(
@@ -111,15 +111,18 @@ right.set_xticks(range(1, len(values) + 1), range(1, len(values) + 1), fontsize=
 plt.show()
 
 # %% [markdown]
-# ## Half of the operations away
+# ## A third of the operations away
 #
-# Channels go by the gates, by the size of their weights, or by chance. Nothing is trained afterwards, and BatchNorm
-# is not measured anew, so this shows what the choice alone is worth here.
+# Channels go by the gates, or by chance; BatchNorm is then measured anew on training images. Nothing else is trained
+# afterwards, so this shows what the choice alone is worth here.
 
 # %%
 pruned = {}
-for score in ("gate", "magnitude", "random"):
-    pruned[score] = fsg.prune(model, state.variables, test["image"][:2], budget={"flops": "50%"}, score=score)
+calibrate = jnp.split(train["image"], 4)
+for score in ("gate", "random"):
+    pruned[score] = fsg.prune(
+        model, state.variables, test["image"][:2], budget={"flops": "70%"}, score=score, calibrate=calibrate
+    )
     table = pruned[score].table
     shares = f"FLOPs {table.flops[1] / table.flops[0]:.2f}, parameters {table.parameters[1] / table.parameters[0]:.2f}"
     print(f"{score:10} {shares}, accuracy {accuracy(pruned[score].model, pruned[score].variables):.3f}")
@@ -136,10 +139,9 @@ small, variables = fsg.fold_gates(pruned["gate"].model, pruned["gate"].variables
 folder = Path(mkdtemp())
 facts = export_stablehlo(folder, small, variables, test["image"][:2], platforms=("cpu",))
 artifact = load_artifact(folder / "model.stablehlo")
-wanted = pruned["gate"].model.apply(pruned["gate"].variables, test["image"][:8])
-found = artifact.call(test["image"][:8])
-difference = np.abs(found - wanted).max()
-print(f"largest difference to the gated network: {difference:.1e}; largest output {np.abs(wanted).max():.1f}")
+found = artifact.call(test["image"])  # any batch size, nothing of this library
+print(f"accuracy of the file {(found.argmax(-1) == np.asarray(test['label'])).mean():.3f}")
+print(f"largest difference to the model, relative to its largest output: {facts['difference']:.0e}")
 print({path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.iterdir())})
 
 # %% [markdown]

@@ -4,7 +4,8 @@
         --data.related 0.5
 
 ``--data.related`` is the cosine of the two tasks' directions; the runs are over five draws of the data. All heads have
-as many parameters, to within 5 %. The baseline is the shared bottom. ``examples/task_relation.py`` goes over cosines.
+as many parameters, to within 5 %. The baseline is the shared bottom. ``examples/studies/task_relation.py`` goes over
+cosines.
 """
 
 from experiments.config import Optimizer, Train

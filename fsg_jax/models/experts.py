@@ -463,8 +463,10 @@ HEADS: dict[str, dict[str, Any]] = {
 transferable."""
 
 
-def expert_head(name: str, tasks: Mapping[str, int], **options: Any) -> ExpertHead:
+def expert_head(name: str, /, tasks: Mapping[str, int], **options: Any) -> ExpertHead:
     """An `ExpertHead` by name, a key of `HEADS`; `options` override its arguments.
+
+    The ``name`` of the module, where it is a part of another one, is one of the `options`.
 
     Raises:
       ValueError: there is no such head, or an argument is out of its range.

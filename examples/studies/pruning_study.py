@@ -1,7 +1,7 @@
 """Accuracy against FLOPs of a ResNet-18 on CIFAR-100 that is pruned 2, 4 and 8 times, by three scores.
 
-    python examples/pruning_study.py --data cifar100.npz --out runs/pruning --seeds 0 1 2
-    python examples/pruning_study.py --out runs/pruning --latency
+    python examples/studies/pruning_study.py --data cifar100.npz --out runs/pruning --seeds 0 1 2
+    python examples/studies/pruning_study.py --out runs/pruning --latency
 
 A network with gates inside its blocks is trained by gradient routing; then, for each score and budget, channels go,
 BatchNorm is measured anew on training images, the network is tested, trained on for a while, and tested again. Nothing

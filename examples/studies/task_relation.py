@@ -1,6 +1,6 @@
 """What a head of experts gains over a shared bottom as two tasks become less related (after Ma et al. 2018).
 
-    python examples/task_relation.py --out runs/relation --related 0 0.5 0.9 1 --arms mmoe ple home
+    python examples/studies/task_relation.py --out runs/relation --related 0 0.5 0.9 1 --arms mmoe ple home
 
 Runs one ablation of ``multitask_synthetic`` a cosine, or resumes it, and writes ``relation.md`` and ``relation.svg``:
 the difference of the mean squared error to the shared bottom, paired by draw of the data, with 95 % intervals.

@@ -1,4 +1,4 @@
-"""Selects 5 of 50 features of a table with every kind of gate: ``python examples/selection.py --seeds 5``.
+"""Selects 5 of 50 features of a table with every kind of gate: ``python examples/studies/selection.py --seeds 5``.
 
 The target is a nonlinear function of five columns, drawn anew for each seed. A network with a gate on its input learns
 it while a penalty closes gates. Prints, for each kind, in how many seeds exactly the five are selected. The settings

@@ -1,4 +1,4 @@
-"""Time of a batch against FLOPs: a ResNet-18 pruned 2, 4 and 8 times: ``python examples/pruning_latency.py``.
+"""Time of a batch against FLOPs: a ResNet-18 pruned 2, 4 and 8 times: ``python examples/studies/pruning_latency.py``.
 
 The networks take turns in one process. Channels go at random, for the time does not depend on which.
 """
