@@ -32,10 +32,10 @@ LINKS = {  # from a place in the repository to the page of the site
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 PICTURE = re.compile(r"^!\[.*\]\((.*\.svg)\)$", re.MULTILINE)
-CONSTANTS = {  # they do not know where they are
-    "GATES": "fsg_jax.typing.GATES",
-    "ROUTINGS": "fsg_jax.routing.modes.ROUTINGS",
-    "TrainStep": "fsg_jax.training.step.TrainStep",
+CONSTANTS = {  # they know neither where they are nor what they are
+    "GATES": ("fsg_jax.typing.GATES", "Name of the collection of gate logits."),
+    "ROUTINGS": ("fsg_jax.routing.modes.ROUTINGS", "The routing modes by name."),
+    "TrainStep": ("fsg_jax.training.step.TrainStep", "``step(state, batch, gate_batch=None) -> (state, metrics)``."),
 }
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
@@ -117,8 +117,8 @@ def names_page() -> str:
     for name in fsg_jax.__all__:
         thing = getattr(fsg_jax, name)
         home = thing.__name__ if inspect.ismodule(thing) else f"{getattr(thing, '__module__', '')}.{name}"
-        path = CONSTANTS.get(name, home)
-        line = "" if name in CONSTANTS else (inspect.getdoc(thing) or "").partition("\n")[0].replace("|", "\\|")
+        path, line = CONSTANTS.get(name) or (home, (inspect.getdoc(thing) or "").partition("\n")[0])
+        line = line.replace("|", "\\|")
         rows.append(f"| [`fsg.{name}`][{path}] | {line} |")
     return "\n".join(rows) + "\n"
 

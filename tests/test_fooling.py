@@ -43,6 +43,7 @@ def found(runs, tmp_path_factory):
     return fooling(Args((runs / "baseline", runs / "fsg" / "seed-0"), out, **SMALL)), out
 
 
+@pytest.mark.slow
 def test_what_is_written(found):
     record, out = found
     assert {path.name for path in out.iterdir()} == {"fooling.json", "fooling.md", "fooling.png"}
@@ -84,6 +85,7 @@ def clean(record, name):
     return next(one for one in record["networks"] if one["network"] == name)
 
 
+@pytest.mark.slow
 def test_without_attack_it_is_the_recorded_accuracy(runs):
     """On all test images, those of the checkpoint that was tested."""
     found = read_networks([runs], None)
@@ -231,6 +233,7 @@ def test_statistics_over_seeds():
     assert cell(rows[:1], "fooled") == "20.00 [10.00, 90.00]"
 
 
+@pytest.mark.slow
 def test_networks_that_cannot_be_compared(runs, tmp_path):
     with pytest.raises(UserError, match="expected a run, a checkpoint of a run, or a folder of runs, found none"):
         read_networks([tmp_path], None)
@@ -259,6 +262,7 @@ def test_seeds_of_one_arm_have_one_configuration(tmp_path, monkeypatch):
         read(tiny.digits(optimizer={"momentum": 0.5}))
 
 
+@pytest.mark.slow
 def test_options_out_of_range_are_error_lines(runs, tmp_path, capsys):
     run = str(runs / "fsg" / "seed-0")
     for words, message in (
@@ -276,6 +280,7 @@ def test_options_out_of_range_are_error_lines(runs, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command(runs, tmp_path, capsys):
     words = ["--images", "20", "--epsilons", "8", "--steps", "2", "--step", "0.5", "--batch-size", "16"]
     command.main([str(runs / "fsg" / "seed-0"), "--out", str(tmp_path / "out"), *words])

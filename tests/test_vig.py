@@ -159,7 +159,7 @@ def test_the_fast_depthwise_convolution_computes_the_same():
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [("vig_tiny", {(37, 30): (10, 8)}), ("vit_tiny", {(36, 32): (9, 8)})],
+    [pytest.param("vig_tiny", {(37, 30): (10, 8)}, marks=pytest.mark.slow), ("vit_tiny", {(36, 32): (9, 8)})],
 )
 def test_images_of_other_sizes(name, sizes):
     """The table is resized by the rule of the model; images of the first size are left as they were."""

@@ -84,7 +84,7 @@ tx = fsg.routed(labels={"body": body}, body=None, params=optax.adam(1e-2), gates
 state = fsg.init_state(model, tx, jax.random.key(0), train["image"][:1], variables=start.variables)
 step = fsg.make_train_step(fsg.losses.cross_entropy, "joint", penalty=fsg.gate_penalty("l1", 1e-4))
 draw, log = np.random.default_rng(0), []
-for _ in range(50):
+for _ in range(40):
     rows = draw.integers(640, size=16)
     state, metrics = step(state, {name: leaf[rows] for name, leaf in train.items()})
     log.append((float(metrics["loss"]), float(metrics["gates"]["mean"])))
@@ -118,7 +118,7 @@ plt.show()
 
 # %%
 pruned = {}
-calibrate = jnp.split(train["image"], 4)
+calibrate = [train["image"][:160]]
 for score in ("gate", "random"):
     pruned[score] = fsg.prune(
         model, state.variables, test["image"][:2], budget={"flops": "70%"}, score=score, calibrate=calibrate
