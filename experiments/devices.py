@@ -35,6 +35,10 @@ CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS, *VIGS, *VGGS, *PREACT_RESNETS}
 """Names of the models that have convolutions in their blocks."""
 
 
+FAST_CONVOLUTION = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
+"""One object, so that models with it are equal and share their programs."""
+
+
 class Placement(NamedTuple):
     """Puts states, batches and row numbers on the devices; without a mesh, on the one device there is."""
 
@@ -120,7 +124,7 @@ def model_options(name: str) -> dict[str, Any]:
     """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions that are fast there."""
     if jax.default_backend() != "cpu" or name not in CONVOLUTIONAL:
         return {}
-    return {"conv": partial(nn.Conv, conv_general_dilated=conv_general_dilated)}
+    return {"conv": FAST_CONVOLUTION}
 
 
 def memory() -> int:

@@ -124,6 +124,7 @@ def run_trial(
         }
         with writing_to(claimed.path):
             write_json(file, seal(record))
+    make_task.cache_clear()
     gc.collect()  # the programs compiled for earlier trials refer to themselves
     for checkpoints in claimed.path.glob("*/checkpoints"):
         shutil.rmtree(checkpoints)
