@@ -34,7 +34,7 @@ class Clock:
         if not epoch_ends:
             return 0 < self._every <= age
         length, self._epoch = now - self._epoch, now
-        return age + length > self._every
+        return age + length >= self._every
 
     def restart(self) -> None:
         """The runs have been saved."""
