@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments.bench import collectives, comparisons
+from experiments.bench import collectives, comparisons, epochs
 from experiments.bench import sequence_lengths as lengths
 from experiments.bench.convolution_times import OPERATIONS, STEPS, time_convolutions
 from experiments.bench.measurements import Bench, Column, Row, number, prefixed, table
@@ -89,6 +89,20 @@ SUITES = {
         comparisons.compare_dispatch,
         "Ratio to the Python loop, in the same rounds. Rows come from resident data, with augmentation.",
         [STEP, RATIO, FASTEST],
+    ),
+    epochs.SUITE: Suite(
+        epochs.time_epochs,
+        "Milliseconds of an epoch that are not steps: each epoch of the loop less the same steps alone, which follow "
+        "it; validation on 200 digits is among them, and means have the epochs that save. The end of the run: its "
+        "test, its record, and waiting until the last checkpoint is written.",
+        [
+            ("beside the steps, ms (quartiles)", number("{:.1f}", 1e3, "beside", "beside_low", "beside_high")),
+            ("mean", number("{:.1f}", 1e3, "beside_mean")),
+            ("least", number("{:.1f}", 1e3, "beside_least")),
+            ("epoch, ms", number("{:.0f}", 1e3, "epoch")),
+            ("steps alone, ms", number("{:.0f}", 1e3, "steps")),
+            ("end of the run, ms", number("{:.0f}", 1e3, "end")),
+        ],
     ),
     "convolutions": Suite(
         time_convolutions,

@@ -71,8 +71,7 @@ def curve(records: Iterable[Record], name: str) -> tuple[np.ndarray, np.ndarray,
 def with_gaps(epochs: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
     """`epochs` and `values` with a NaN between epochs that do not follow each other, so that no line passes there."""
     gaps = np.flatnonzero(np.diff(epochs) > 1) + 1
-    epochs, *values = (np.insert(each.astype(float), gaps, np.nan) for each in (epochs, *values))
-    return epochs, *values
+    return tuple(np.insert(each.astype(float), gaps, np.nan) for each in (epochs, *values))
 
 
 def _alone(values: np.ndarray) -> np.ndarray:

@@ -68,9 +68,9 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
     return {k: f"{v.dtype}{list(v.shape)}:{zlib.crc32(_bytes(_whole(v))):08x}" for k, v in leaves.items()}
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
+def _bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array in the order of its rows; not copied where they lie so."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _whole(leaf: Any) -> np.ndarray:

@@ -94,7 +94,7 @@ def evaluate(step: EvalStep | Callable[..., Any], state: TrainState, batches: It
     Raises:
       ValueError: no batch, or none with a row that counts.
     """
-    run = _sums if isinstance(step, EvalStep) else _weighed
+    run: Callable[..., Any] = _sums if isinstance(step, EvalStep) else _weighed
     waiting: deque[Any] = deque()
     parts = []
     for batch in batches:
