@@ -80,17 +80,18 @@ def ablate(args: AblateArgs) -> list[Any]:
     numbers = range(args.first_seed, args.first_seed + seeds)
     groups = list(schedule(variants, arms, numbers, together, args.out))
     devices.on_first(lambda: claim(args.experiment, groups, args.out, args.resume))
-    unfinished, budget = Unfinished(args.minutes), Budget(args.minutes, _took(args.out))
+    unfinished, budget = Unfinished(), Budget(args.minutes, [_took(file.parent) for file in _files(args.out, RESULT)])
     for group in groups:
         left = [path for path in group.outs.values() if not (path / RESULT).exists()]
-        if left and devices.any_process(not budget.allows(left[0].parent, group[:2], len(left))):
+        if devices.any_process(bool(left) and not budget.allows(left[0].parent, group[:2], len(left))):
             unfinished.late += [path.relative_to(args.out).as_posix() for path in left]
             continue
         began, compiled = time.monotonic(), devices.compile_seconds()
         if _train_seeds(group, unfinished) and left:
-            seconds, compiling = time.monotonic() - began, devices.compile_seconds() - compiled
-            each = Took(left[0].parent, seconds / len(left), compiling / len(left))
-            budget.add(group[:2], [each] * len(left))
+            compiling = devices.compile_seconds() - compiled
+            each = (time.monotonic() - began - compiling) / len(left)
+            each = max(each, *(_took(path).seconds for path in left))  # a run that was resumed took longer
+            budget.add(Took(left[0].parent, each, compiling), program=group[:2])
         devices.on_first(lambda: collect(args.out))
     records = devices.on_first(lambda: collect(args.out)) or []
     unfinished.report()
@@ -101,8 +102,6 @@ def ablate(args: AblateArgs) -> list[Any]:
 class Unfinished:
     """The runs of an ablation that did not finish here."""
 
-    minutes: float | None
-    """That there were."""
     busy: list[str] = field(default_factory=list)
     """Those that another process is at work on."""
     diverged: list[str] = field(default_factory=list)
@@ -119,7 +118,7 @@ class Unfinished:
         """
         if self.busy and devices.is_first():
             print(f"left to another process that is at work on them: {', '.join(self.busy)}")
-        late = f"not begun, for they would not have ended within {self.minutes:g} minutes: {', '.join(self.late)}"
+        late = f"not begun, for they would not have ended in the minutes that there were: {', '.join(self.late)}"
         if self.diverged:
             others = late if self.late else "other runs are not affected"
             raise NotFiniteError("; ".join([*self.diverged, others]))
@@ -127,10 +126,11 @@ class Unfinished:
             raise TimeIsUp(late)
 
 
-def _took(out: Path) -> list[Took]:
-    """How long the finished runs in the folder of an ablation took."""
-    records = [(file.parent.parent, read_json(file)["facts"]) for file in _files(out, RESULT)]
-    return [Took(arm, 60 * facts["minutes"], facts["compile_seconds"]) for arm, facts in records]
+def _took(run: Path) -> Took:
+    """How long a finished run took."""
+    facts = read_json(run / RESULT)["facts"]
+    compiling = facts["compile_seconds"]
+    return Took(run.parent, 60 * facts["minutes"] - compiling, compiling * len(facts.get("seeds_together", [0])))
 
 
 def _train_seeds(group: Group, unfinished: Unfinished) -> bool:

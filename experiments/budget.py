@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 
 class Took(NamedTuple):
-    """A finished run."""
+    """A finished run, or one of several that were side by side."""
 
     arm: Any
     """Runs of one take about equally long."""
     seconds: float
-    """All in all."""
+    """All in all, but for the compiler."""
     compiling: float
-    """Of them, in the compiler."""
+    """Seconds in the compiler, for all that were side by side."""
 
 
 class Budget:
@@ -28,19 +28,17 @@ class Budget:
         self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self._known, self._compiled = list(before), set[Any]()
 
-    def add(self, program: Any, runs: list[Took]) -> None:
-        """Runs that have finished here, with a program that other runs of this process use too."""
-        self._known += runs
+    def add(self, run: Took, program: Any) -> None:
+        """A run that has finished here, with a program that others in this process need not compile."""
+        self._known.append(run)
         self._compiled.add(program)
 
     def allows(self, arm: Any, program: Any, runs: int) -> bool:
         """Whether so many runs of an arm will end in time, judged by its slowest finished run, or else by that of all.
 
-        The first run is always allowed, while there is time.
+        Where none is known the runs are allowed while there is time.
         """
-        left = self._end - time.monotonic()
-        same = [run for run in self._known if run.arm == arm]
-        if not same:
-            return left > runs * max((run.seconds for run in self._known), default=0.0)
-        compiling = 0.0 if program in self._compiled else max(run.compiling for run in same)
-        return left > runs * max(run.seconds - run.compiling for run in same) + compiling
+        known = [run for run in self._known if run.arm == arm] or self._known
+        each = max((run.seconds for run in known), default=0.0)
+        compiling = 0.0 if program in self._compiled else max((run.compiling for run in known), default=0.0)
+        return time.monotonic() + runs * each + compiling < self._end

@@ -18,8 +18,8 @@ PLACES = {
     *("data.index", "data.splits", "data.depth_root"),
 }
 """Settings that say where the data lie, and not which they are."""
-AXES = {"seed", "data.fold", "data.draw", "model.streams"}
-"""Settings in which the runs of an ablation differ beside their arm."""
+AXES = {"seed", "fold", "draw", "streams"}
+"""Last parts of the settings in which the runs of an ablation differ beside their arm."""
 FACTS = ("hardware", "versions.jax", "versions.jaxlib")
 DATA = ("num_train", "num_validation", "num_test", "dropped_per_epoch", "synthetic", "data", "split", "labelled")
 """Parts of a record that tell which data there were, the same for all runs of an arm and a fold."""
@@ -112,7 +112,7 @@ def _check_equal(
 
 def _deciding(differ: dict[str, tuple[Any, Any]], arm: bool) -> Iterator[tuple[str, tuple[Any, Any]]]:
     for key, pair in differ.items():
-        if key not in AXES | PLACES and (arm or not key.startswith("arm.")):
+        if key not in PLACES and key.rpartition(".")[2] not in AXES and (arm or not key.startswith("arm.")):
             yield key, pair
 
 
