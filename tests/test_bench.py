@@ -106,8 +106,8 @@ def test_what_an_epoch_costs_beside_its_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(epochs, "experiment", lambda *_: tiny.digits(data={"resident": "yes"}, train={"epochs": 4}))
     (row,) = run(replace(VIT, epochs=2), "epochs", tmp_path).values()
     assert row["rounds"] == 2
-    assert row["beside_least"] <= row["beside"]
-    assert min(row["epoch"], row["steps"], row["end"]) > 0
+    assert row["books_least"] <= row["books"]
+    assert min(row["epoch"], row["steps"], row["validation"], row["end"]) > 0
 
 
 @pytest.mark.parametrize("suite", ["seeds", "dispatch"])

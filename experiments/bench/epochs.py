@@ -1,4 +1,4 @@
-"""What an epoch costs beside its steps: epochs of `experiments.train`, each in turn with the same steps alone."""
+"""What an epoch costs beside steps and validation: epochs of `experiments.train`, in turn with these alone."""
 
 import tempfile
 import time
@@ -49,28 +49,30 @@ def experiment(settings: Settings, batch: int, changes: dict[str, Any]) -> Exper
 
 
 def measure(experiment: Experiment) -> dict[str, Any]:
-    """Times of the epochs of a run, each followed by that of the same steps alone; and of the end of the run."""
+    """Seconds of the epochs of a run, each followed by those of the same steps alone, and of validation alone."""
     task = make_task(experiment, ARM)
     alone = task.make_stepper([0], [task.placement.make_state(task.init, 0)])
-    epochs, steps = [], []
+    times = []
     left = time.perf_counter()
 
-    def on_epoch(_: list[dict[str, Any]]) -> None:
+    def on_epoch(rows: list[dict[str, Any]]) -> None:
         nonlocal left
-        arrived = time.perf_counter()
-        epochs.append(arrived - left)
+        marks = [left, time.perf_counter()]
         take_steps(task, alone)
+        marks.append(time.perf_counter())
+        task.validate(alone.states()[0])
         left = time.perf_counter()
-        steps.append(left - arrived)
+        times.append((*np.diff([*marks, left]), "val_loss" in rows[0]))
 
     with tempfile.TemporaryDirectory() as folder:
         train(experiment, ARM, 0, Path(folder) / "run", on_epoch=on_epoch)
         end = time.perf_counter() - left
-    beside = (np.array(epochs) - steps)[WARM_UP:]
-    row = quartiles(beside, "beside", "beside_low", "beside_high")
-    row |= {"beside_mean": float(beside.mean()), "beside_least": float(beside.min())}
-    row |= {"epoch": float(np.median(epochs[WARM_UP:])), "steps": float(np.median(steps[WARM_UP:]))}
-    return row | {"end": end, "rounds": len(beside)}
+    epochs, steps, validations, validated = np.array(times[WARM_UP:]).T
+    books = epochs - steps - validations * validated
+    row = quartiles(books, "books", "books_low", "books_high")
+    row |= {"books_mean": float(books.mean()), "books_least": float(books.min()), "epoch": float(np.median(epochs))}
+    row |= {"steps": float(np.median(steps)), "validation": float(np.median(validations))}
+    return row | {"end": end, "rounds": len(books)}
 
 
 def take_steps(task: Task, stepper: Any) -> None:
