@@ -15,6 +15,7 @@ from experiments import train as loop
 from experiments.classification import _eval_step
 from experiments.config import describe
 from experiments.run_folder import differences, identity
+from experiments.run_log import RunLog
 from experiments.task import make_task
 from experiments.train import train
 
@@ -135,6 +136,19 @@ def test_validation_every_three_epochs(tmp_path):
     best = max(record["history"][2:], key=lambda row: (row["val_accuracy"], row["step"]))
     assert record["validation"] == {"accuracy": best["val_accuracy"], "loss": best["val_loss"]}
     assert best["step"] in steps(tmp_path / "third")
+
+
+def test_within_an_epoch_the_log_waits_for_no_step_that_was_just_begun(tmp_path, monkeypatch):
+    """Steps are logged one interval later than they are begun, but for those at the end of an epoch."""
+    written, add = [], RunLog.add_steps
+    monkeypatch.setattr(RunLog, "add_steps", lambda log, rows: written.append(len(rows)) or add(log, rows))
+    plan = {"batch_size": 16, "log_every": 3, "dispatch": "scan", "checkpoint_every_seconds": NEVER}
+    record = train(tiny.digits(data={"resident": "yes"}, train=plan), "baseline", 0, tmp_path)
+    assert written == [3, 5, 3, 5]
+    rows = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["epoch"]) for row in rows] == [(step, 1 + (step > 8)) for step in range(1, 17)]
+    losses = [row["loss"] for row in rows]
+    assert record["history"][1]["train_loss"] == pytest.approx(sum(losses[8:]) / 8)
 
 
 def test_what_older_runs_did_is_the_same_run():
