@@ -1,4 +1,4 @@
-"""What an epoch costs beside steps and validation: epochs of `experiments.train`, in turn with these alone."""
+"""What an epoch of `experiments.train` costs beside its steps and validation."""
 
 import tempfile
 import time
@@ -49,36 +49,40 @@ def experiment(settings: Settings, batch: int, changes: dict[str, Any]) -> Exper
 
 
 def measure(experiment: Experiment) -> dict[str, Any]:
-    """Seconds of the epochs of a run, each followed by those of the same steps alone, and of validation alone."""
-    task = make_task(experiment, ARM)
-    alone = task.make_stepper([0], [task.placement.make_state(task.init, 0)])
-    times = []
-    left = time.perf_counter()
+    """Seconds of the epochs of a run, back to back, and before and after it those of the same steps alone, and of
+    validation alone: what is saved in the background would slow them down.
+    """
+    task, rounds = make_task(experiment, ARM), experiment.train.epochs - WARM_UP
+    stepper = task.make_stepper([0], [task.placement.make_state(task.init, 0)])
+    alone = time_alone(task, stepper, rounds // 2 + WARM_UP)[WARM_UP:]
+    ends, validated = [0.0], []
 
     def on_epoch(rows: list[dict[str, Any]]) -> None:
-        nonlocal left
-        marks = [left, time.perf_counter()]
-        take_steps(task, alone)
-        marks.append(time.perf_counter())
-        task.validate(alone.states()[0])
-        left = time.perf_counter()
-        times.append((*np.diff([*marks, left]), "val_loss" in rows[0]))
+        ends.append(time.perf_counter())
+        validated.append("val_loss" in rows[0])
 
     with tempfile.TemporaryDirectory() as folder:
         train(experiment, ARM, 0, Path(folder) / "run", on_epoch=on_epoch)
-        end = time.perf_counter() - left
-    epochs, steps, validations, validated = np.array(times[WARM_UP:]).T
-    books = epochs - steps - validations * validated
+        end = time.perf_counter() - ends[-1]
+    steps, validation = np.median([*alone, *time_alone(task, stepper, rounds // 2)], axis=0).tolist()
+    epochs = np.diff(ends)[WARM_UP:]
+    books = epochs - steps - validation * np.array(validated[WARM_UP:])
     row = quartiles(books, "books", "books_low", "books_high")
     row |= {"books_mean": float(books.mean()), "books_least": float(books.min()), "epoch": float(np.median(epochs))}
-    row |= {"steps": float(np.median(steps)), "validation": float(np.median(validations))}
-    return row | {"end": end, "rounds": len(books)}
+    return row | {"steps": steps, "validation": validation, "end": end, "rounds": len(books)}
 
 
-def take_steps(task: Task, stepper: Any) -> None:
-    """The steps of one epoch, in calls as those of the loop, and nothing else."""
-    left = task.steps_per_epoch
-    while left:
-        stepper.advance(min(left, stepper.most_steps))
-        left -= min(left, stepper.most_steps)
-    jax.block_until_ready(stepper.states())
+def time_alone(task: Task, stepper: Any, rounds: int) -> list[tuple[float, float]]:
+    """Seconds of the steps of an epoch, in calls as those of the loop, and of validation, `rounds` times in turns."""
+    found = []
+    for _ in range(rounds):
+        began, left = time.perf_counter(), task.steps_per_epoch
+        while left:
+            steps = min(left, stepper.most_steps)
+            stepper.advance(steps)
+            left -= steps
+        jax.block_until_ready(stepper.states())
+        middle = time.perf_counter()
+        task.validate(stepper.states()[0])
+        found.append((middle - began, time.perf_counter() - middle))
+    return found

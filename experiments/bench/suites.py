@@ -92,9 +92,9 @@ SUITES = {
     ),
     epochs.SUITE: Suite(
         epochs.time_epochs,
-        "Bookkeeping: milliseconds of an epoch of the loop less those of the same steps alone, and of validation on "
-        "200 digits alone where it was validated, which follow it; means have the epochs that save. The end of the "
-        "run: its test, its record, and waiting until the last checkpoint is written.",
+        "Bookkeeping: milliseconds of an epoch of the loop less the medians of the same steps alone and, where it was "
+        "validated, of validation on 200 digits alone, timed before and after the run; means have the epochs that "
+        "save. The end of the run: its test, its record, and waiting until the last checkpoint is written.",
         [
             ("bookkeeping, ms (quartiles)", number("{:.1f}", 1e3, "books", "books_low", "books_high")),
             ("mean", number("{:.1f}", 1e3, "books_mean")),
