@@ -48,8 +48,9 @@ test-onnx: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,export]'
 	$(BIN)/python -m pytest -q -m onnx
 
-test-gpu: setup
-	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu
+# With what is there: a machine with an accelerator may lack the extras, and a network to install them.
+test-gpu:
+	JAX_PLATFORMS=$(GPU_PLATFORMS) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -m gpu tests/test_gpu.py
 
 # The site in build/site: all code of the pages and the notebooks is run, and stands there with what it printed.
 docs: setup

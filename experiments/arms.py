@@ -13,7 +13,8 @@ from fsg_jax._checks import check_choice, did_you_mean
 E = TypeVar("E", bound=BaseExperiment)
 
 FIXED = EXECUTION | {
-    *("name", "train.test_on", "data.name", "data.path", "data.source", "data.checksum", "data.download"),
+    *("name", "train.test_on", "train.validate_every"),
+    *("data.name", "data.path", "data.source", "data.checksum", "data.download"),
     *("data.validation", "data.index", "data.splits", "data.fold", "data.depth_root", "data.validation_frames"),
     *("data.test_frames", "target", "model.streams", "model.pretrained", "model.pretrained_digest"),
     *("model.pretrained_part", "model.widths"),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -102,9 +102,14 @@ def make_gate(config: Gate, arm: Arm) -> Any:
     if arm.gate == "squeeze_excite":
         return fsg.SqueezeExcite
     if arm.kind == "hard_concrete":
-        logit = math.log(config.l0_open / (1 - config.l0_open))
-        return partial(fsg.Gate, kind=arm.kind, logits_init="constant", init_value=logit)
-    return partial(fsg.Gate, kind=arm.kind, logits_init=config.init, init_value=config.init_value)
+        return _static_gate(arm.kind, "constant", math.log(config.l0_open / (1 - config.l0_open)))
+    return _static_gate(arm.kind, config.init, config.init_value)
+
+
+@cache
+def _static_gate(kind: str, init: str, value: float) -> Any:
+    """The same object for equal arguments, so that models with it are equal and share their programs."""
+    return partial(fsg.Gate, kind=kind, logits_init=init, init_value=value)
 
 
 def make_optimizer(gate: Gate, config: Optimizer, train: Train, arm: Arm, steps_per_epoch: int) -> Any:

@@ -1,18 +1,20 @@
 """Image classification: data, augmentation and evaluation of the experiments on digits and CIFAR-100."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import fsg_jax as fsg
 from experiments import build, devices, pretrained
-from experiments.config import Data, Experiment
+from experiments.config import Arm, Data, Experiment, Gate, Optimizer, Train
 from experiments.stepper import Streamed, resident_stepper, streaming
-from experiments.task import Task
+from experiments.task import Task, without_optimizer
 from experiments.trained import DATA
 from fsg_jax import augment, data
 from fsg_jax._checks import check_integer, expect
@@ -20,7 +22,7 @@ from fsg_jax.data.batches import BatchOrder, shuffled
 from fsg_jax.data.loader import gather
 from fsg_jax.data.resident import put_dataset
 from fsg_jax.linen.costs import layer_costs
-from fsg_jax.typing import Transform
+from fsg_jax.typing import Batch, Transform
 
 METRICS = {"accuracy": fsg.metrics.accuracy}
 STATISTICS = {"digits": ((0.3053,), (0.3760,)), "cifar100": (data.CIFAR100_MEAN, data.CIFAR100_STD)}
@@ -127,10 +129,10 @@ def make_task(experiment: Experiment) -> Task:
     else:
         streamed = Streamed(order, partial(gather, splits.train), config.workers)
         make_stepper = streaming(program.step, streamed, program.placement)
-    prepare, ema = evaluation_transform(experiment), train.ema_decay is not None
-    loss, where = fsg.losses.cross_entropy, program.shardings
-    eval_step = fsg.make_eval_step(loss, transform=prepare, metrics=METRICS, ema=ema, shardings=where)
-    evaluate = partial(_evaluate, eval_step, program.placement, train.eval_batch_size)
+    eval_step = _make_eval_step(experiment, program.shardings) if program.shardings else _eval_step(_judged(experiment))
+    evaluate = partial(_evaluate, eval_step, program.placement)
+    size = train.eval_batch_size
+    batches = partial(held_batches if in_memory else eval_batches, stored(config), program.placement, size)
     info = {"num_train": num_train, "num_validation": len(splits.validation)}
     variables = jax.eval_shape(program.init, jax.random.key(0)).variables
     info |= {"flops": sum(cost.flops for cost in layer_costs(model, variables, np.zeros(shape, np.float32)).values())}
@@ -141,10 +143,10 @@ def make_task(experiment: Experiment) -> Task:
         make_stepper=make_stepper,
         steps_per_epoch=order(0).steps_per_epoch,
         step_metrics=("loss", "accuracy"),
-        validate=partial(evaluate, splits.validation),
+        validate=lambda state: evaluate(batches(), state),
         best="accuracy",
         smallest=False,
-        test=lambda state, _: {"test": evaluate(load_split(config, "test"), state)},
+        test=lambda state, _: {"test": evaluate(eval_batches(config, program.placement, size, "test"), state)},
         info=info,
         seeds_together=devices.seeds_together(name) if in_memory else 1,
     )
@@ -162,17 +164,44 @@ def put_images(config: Data, placement: devices.Placement) -> dict[str, jax.Arra
     return put_dataset(load_splits(config).train, placement.replicated)
 
 
-def _evaluate(
-    eval_step: fsg.EvalStep,
-    placement: devices.Placement,
-    batch_size: int,
-    dataset: data.ImageDataset,
-    state: fsg.TrainState,
-) -> dict[str, float]:
-    """Mean loss and accuracy over every image of `dataset`, each counted once."""
+def eval_batches(
+    config: Data, placement: devices.Placement, batch_size: int, split: str = "validation"
+) -> Iterator[Batch]:
+    """All validation or test images once, on the devices."""
+    dataset = load_split(config, split) if split == "test" else load_splits(config).validation
     batches = data.eval_batches(dataset, placement.round_up(min(batch_size, len(dataset))))
-    inputs = (placement.put_whole({k: batch[k] for k in ("image", "label", "valid")}) for batch in batches)
-    means = fsg.evaluate(eval_step, state, inputs)
+    return (placement.put_whole({k: batch[k] for k in ("image", "label", "valid")}) for batch in batches)
+
+
+@cache
+def held_batches(config: Data, placement: devices.Placement, batch_size: int) -> list[Batch]:
+    """The validation images in device memory, as they are needed at every epoch; once for all arms."""
+    return [jax.tree.map(jnp.asarray, batch) for batch in eval_batches(config, placement, batch_size)]
+
+
+def _judged(experiment: Experiment) -> Experiment:
+    """The configuration with what evaluation depends on alone."""
+    train = Train(ema_decay=experiment.train.ema_decay)
+    return replace(experiment, arm=Arm(), gate=Gate(), optimizer=Optimizer(), train=train, added_arms=())
+
+
+@lru_cache(maxsize=32)
+def _eval_step(judged: Experiment) -> fsg.EvalStep:
+    """One for all arms, so that those with the same model share its program."""
+    return _make_eval_step(judged, None)
+
+
+def _make_eval_step(experiment: Experiment, shardings: Any) -> fsg.EvalStep:
+    transform, ema = evaluation_transform(experiment), experiment.train.ema_decay is not None
+    options: dict[str, Any] = {"metrics": METRICS, "ema": ema, "shardings": shardings}
+    return fsg.make_eval_step(fsg.losses.cross_entropy, transform=transform, **options)
+
+
+def _evaluate(
+    eval_step: fsg.EvalStep, placement: devices.Placement, batches: Iterable[Batch], state: fsg.TrainState
+) -> dict[str, float]:
+    """Mean loss and accuracy over every image, each counted once."""
+    means = fsg.evaluate(eval_step, without_optimizer(state), batches)
     return {name: means[name] for name in ("loss", "accuracy")}
 
 

@@ -45,7 +45,7 @@ class AblateArgs:
     out: Path
     """Folder of the ablation: one folder a run, results.jsonl and the report."""
     seeds: int | None = None
-    """Number of seeds, from 0; None: 3, and 1 for polyps."""
+    """Number of seeds; None: 3, and 1 for polyps."""
     arms: tuple[ArmName, ...] = ("baseline", "fsg", "fsg_gr")
     """What the gates are and who moves them; ``baseline`` is what the others are compared with."""
     add_arm: AddedArms = ()
@@ -58,6 +58,10 @@ class AblateArgs:
     """Continue the ablation in `out`; several processes may work on one folder."""
     together: int | None = None
     """Seeds that run side by side in one program, on data in device memory; by default what suits model and device."""
+    first_seed: int = 0
+    """The first of the seeds; ablations of other seeds are joined by `experiments.report FOLDER FOLDER ...`."""
+    minutes: float | None = None
+    """No run is begun that would end later than so many minutes from now, by how long the finished ones took."""
 
 
 @dataclass(frozen=True)

@@ -282,8 +282,13 @@ class Train:
     """Devices over which large parameters are split; the batch is split over all devices in any case."""
     log_every: Count = 20
     """Steps between writes of the log; every step is in it."""
+    validate_every: Count = 1
+    """Epochs between validations; the last epoch is always validated. The best epoch is one of those validated."""
+    checkpoint_every_seconds: NotNegative = 60.0
+    """Seconds of work that a kill may cost; 0: a checkpoint at the end of every epoch. The last epoch is always saved,
+    and the best one before any later checkpoint."""
     checkpoint_every: Count | None = None
-    """Steps between checkpoints, beside the one at the end of every epoch."""
+    """Steps between checkpoints, beside those by the clock."""
     keep_last: Count = 2
     test_on: Literal["last", "best", "none"] = "last"
     """Which weights are tested: the last, or those of the best epoch on the validation split; none: the test split is

@@ -35,6 +35,10 @@ CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS, *VIGS, *VGGS, *PREACT_RESNETS}
 """Names of the models that have convolutions in their blocks."""
 
 
+FAST_CONVOLUTION = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
+"""One object, so that models with it are equal and share their programs."""
+
+
 class Placement(NamedTuple):
     """Puts states, batches and row numbers on the devices; without a mesh, on the one device there is."""
 
@@ -120,7 +124,7 @@ def model_options(name: str) -> dict[str, Any]:
     """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions that are fast there."""
     if jax.default_backend() != "cpu" or name not in CONVOLUTIONAL:
         return {}
-    return {"conv": partial(nn.Conv, conv_general_dilated=conv_general_dilated)}
+    return {"conv": FAST_CONVOLUTION}
 
 
 def memory() -> int:
@@ -184,7 +188,8 @@ def _is_whole(compressed: bytes) -> bool:
 def start() -> None:
     """Prepares a command: flags for XLA, the other processes of a launcher, a cache of compiled programs.
 
-    Programs are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder.
+    Programs are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder, and beside them which
+    kernels a GPU was measured to be fastest with: a program that is compiled anew has the kernels of the last time.
 
     Raises:
       UserError: JAX finds no device.
@@ -200,6 +205,8 @@ def start() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "fsg_jax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
     _mend_cache()
 
 

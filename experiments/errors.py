@@ -22,8 +22,13 @@ class StopRequested(Exception):
     """The user asked to stop; what was done is saved."""
 
 
+class TimeIsUp(Exception):
+    """Some runs were not begun, for they would not have ended in the time that was given; the others are finished."""
+
+
 EXIT_CODES: dict[type[Exception], int] = {
     NotFiniteError: 3,
+    TimeIsUp: 4,
     StopRequested: 130,
     UserError: 2,
     BusyError: 2,
@@ -48,7 +53,7 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(EXIT_CODES[StopRequested])
     except tuple(EXIT_CODES) as error:
         code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-        print(error if isinstance(error, StopRequested) else f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, StopRequested | TimeIsUp) else f"error: {error}", file=sys.stderr)
         sys.exit(code)
 
 

@@ -120,7 +120,8 @@ def mend(file: Path, damage: str, how: str) -> None:
 
 EXECUTION = {
     *("data.workers", "data.threads", "data.resident", "data.cache"),
-    *("train.dispatch", "train.fsdp", "train.log_every", "train.checkpoint_every", "train.keep_last"),
+    *("train.dispatch", "train.fsdp", "train.log_every", "train.keep_last"),
+    *("train.checkpoint_every", "train.checkpoint_every_seconds"),
 }
 """Settings of how a run is carried out, not of what it computes; they may differ when it is resumed."""
 
@@ -129,6 +130,7 @@ LATER: dict[str, Any] = {"data.image_size": None, "model.pretrained": None, "mod
 LATER |= {"model.pretrained_part": "backbone", "model.widths": [], "model.gate_placement": "branch"}
 LATER |= {"model.output_gate": None, "model.dim": None, "model.num_heads": None}
 LATER |= {"optimizer.halve_every": 25.0, "optimizer.nesterov": True}
+LATER |= {"train.validate_every": 1, "train.checkpoint_every_seconds": 0.0}
 """Settings that the runs of older versions lack, and what those runs did."""
 
 
@@ -149,11 +151,17 @@ def holds(file: Path, config: dict[str, Any]) -> bool:
         if others := sorted(p.name for p in file.parent.iterdir() if _is_other(p)):
             raise UserError(f"{file.parent}: expected an empty folder or {file.name} in it, found {others[:5]}")
         return False
-    old, new = flatten(read_json(file)), flatten(json.loads(json.dumps(config)))
-    keys = [key for key in sorted(old | new) if key not in EXECUTION and old.get(key) != new.get(key)]
-    if differ := [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]:
-        raise UserError(f"{file.parent} holds another run; the configurations differ in " + "; ".join(differ))
+    if differ := differences(read_json(file), config):
+        listed = [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in differ.items()]
+        raise UserError(f"{file.parent} holds another run; the configurations differ in " + "; ".join(listed))
     return True
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The values of two configurations by key, where they differ in what decides the result."""
+    one, other = flatten(old), flatten(json.loads(json.dumps(new)))
+    pairs = {key: (one.get(key, LATER.get(key)), other.get(key, LATER.get(key))) for key in sorted(one | other)}
+    return {key: pair for key, pair in pairs.items() if key not in EXECUTION and pair[0] != pair[1]}
 
 
 def _is_other(path: Path) -> bool:

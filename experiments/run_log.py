@@ -11,7 +11,7 @@ from typing import Any
 from experiments.config import flatten
 from experiments.errors import UserError
 from experiments.tensorboard import Scalars
-from fsg_jax._files import append, check_file, set_aside, write_text
+from fsg_jax._files import append, check_file, set_aside, to_disk, write_text
 
 STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
@@ -20,7 +20,8 @@ class RunLog:
     """Appends rows. On opening the files are made what they were when the checkpoint that is resumed was saved.
 
     What the result of the run depends on, the rows of the epochs and those of the steps since, comes from the
-    checkpoint. A file that does not begin with what was written into it is set aside, with a warning.
+    checkpoint. A file that does not begin with what was written into it is set aside, with a warning. Rows survive the
+    end of the process at once; that of the machine from the next `sync` on, which comes before every checkpoint.
 
     Args:
       folder: of the run.
@@ -60,8 +61,15 @@ class RunLog:
             self._writer = Scalars(folder / "tensorboard", step + 1)
 
     def position(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the log, JSON-able."""
-        return {"epochs": self.epochs, "steps": self._this_epoch, "bytes": self._bytes, "crc32": self._crc32}
+        """What a checkpoint keeps of the log, JSON-able; rows that are added later are not in it."""
+        rows = {"epochs": list(self.epochs), "steps": list(self._this_epoch)}
+        return rows | {"bytes": self._bytes, "crc32": self._crc32}
+
+    def sync(self) -> None:
+        """Returns when the rows are on the disk: to be called before a checkpoint that has their `position`."""
+        if self._write:
+            to_disk(self.folder / STEPS)
+            to_disk(self.folder / EPOCHS)
 
     def add_steps(self, rows: Iterable[dict[str, Any]]) -> None:
         """Rows of single steps, in order."""
@@ -70,7 +78,7 @@ class RunLog:
         content = _dump(rows)
         self._bytes, self._crc32 = self._bytes + len(content), zlib.crc32(content, self._crc32)
         if self._write:
-            append(self.folder / STEPS, content)
+            append(self.folder / STEPS, content, durable=False)
 
     def add_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row of an epoch, completed with the means of its steps; returned."""
@@ -80,7 +88,7 @@ class RunLog:
         self._this_epoch = []
         self.epochs.append(row)
         if self._writer is not None:
-            append(self.folder / EPOCHS, _dump([row]))
+            append(self.folder / EPOCHS, _dump([row]), durable=False)
             self._writer.add({name.replace(".", "/"): value for name, value in flatten(row).items()}, row["step"])
         return row
 

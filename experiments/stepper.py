@@ -1,7 +1,7 @@
 """How runs move forward: states, the batches they are shown, and the jitted steps; one interface for both paths."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,7 +111,7 @@ class DeviceStepper:
         """See `StreamingStepper`."""
         if not self._several:
             return [self._state]
-        return [jax.tree.map(lambda x, i=i: x[i], self._state) for i in range(len(self._orders))]
+        return _apart(self._state, len(self._orders))
 
     def positions(self) -> list[dict[str, Any]]:
         """See `StreamingStepper`."""
@@ -119,6 +119,11 @@ class DeviceStepper:
 
     def close(self) -> None:
         """See `StreamingStepper`; nothing is being read."""
+
+
+@partial(jax.jit, static_argnums=1)
+def _apart(states: fsg.TrainState, count: int) -> list[fsg.TrainState]:
+    return [jax.tree.map(lambda x, i=i: x[i], states) for i in range(count)]
 
 
 Stepper = StreamingStepper | DeviceStepper

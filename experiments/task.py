@@ -1,9 +1,12 @@
 """What the loop must know of an experiment: how to begin, how to step, how to judge."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import optax
 
 import fsg_jax as fsg
 from experiments.config import ARMS, BaseExperiment, check, in_arm
@@ -39,7 +42,15 @@ class Task(NamedTuple):
     """How many seeds an ablation runs in one program unless it is told."""
 
 
-@lru_cache(maxsize=8)
+NO_OPTIMIZER = fsg.routed(params=optax.identity())
+
+
+def without_optimizer(state: fsg.TrainState) -> fsg.TrainState:
+    """The state for evaluation: arms with the same model, whatever moves it, share the programs that take it."""
+    return replace(state, opt_state=(), rng=None, tx=NO_OPTIMIZER, ema_decay=None)
+
+
+@lru_cache(maxsize=32)
 def make_task(experiment: BaseExperiment, arm: str) -> Task:
     """The jitted functions of one arm, and its data; the last few are kept, for other seeds.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -19,17 +18,16 @@ from experiments.config import BaseExperiment, Train, describe, flatten, in_arm
 from experiments.errors import NotFiniteError, StopRequested, UserError, run_main
 from experiments.run_folder import FollowerFolder, RunFolder, writing_to
 from experiments.run_log import RunLog
+from experiments.saving import Clock, Snapshot, are_finite, best_epoch, restore
 from experiments.stepper import Stepper
 from experiments.stop import StopRequest
-from experiments.task import Task, make_task
+from experiments.task import Task, make_task, without_optimizer
 from fsg_jax._checks import check_integer
 from fsg_jax._files import BusyError
-from fsg_jax.training.checkpoint import Restored
 from fsg_jax.training.checkpoint_files import checksums
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
-"""Given the rows of an epoch, one a run, once they are logged and saved. If it raises, the runs stop; they can be
-resumed."""
+"""Given the rows of an epoch, one a run, once they are logged. If it raises, the runs stop; they can be resumed."""
 
 
 @dataclass
@@ -45,9 +43,13 @@ class Member:
     """None once the run is in progress: its stepper has it."""
     weights: dict[str, str] | None
     """Type, shape and checksum of the initial weights by path; None if the checkpoint that is resumed lacks them."""
+    logged: int
+    """Steps in the log."""
     position: dict[str, Any] | None = None
     """The position in the data, in the checkpoint that is resumed."""
     seconds: float = 0.0
+    best: Snapshot | None = None
+    """The best epoch so far where it has not been saved: it is before any later one."""
 
     def close(self) -> None:
         """Waits for the checkpoint that is being saved, and closes the files."""
@@ -69,6 +71,9 @@ class Run:
     compiling: float = field(default_factory=devices.compile_seconds)
     """Seconds in the compiler before the runs."""
     pending: list[Any] = field(default_factory=list)
+    """Metrics of the steps that are not logged."""
+    ready: int = 0
+    """How many of them were there when the log was written last: the device has computed these, or nearly so."""
 
     @property
     def total_steps(self) -> int:
@@ -146,48 +151,11 @@ def _open(options: Train, task: Task, seed: int, config: dict[str, Any], folder:
     checkpointer = fsg.Checkpointer(path, keep_last=options.keep_last, best=f"val_{task.best}", smallest=task.smallest)
     state, position, seconds, log = task.placement.make_state(task.init, seed), None, 0.0, None
     weights: dict[str, str] | None = checksums(_by_path(state.params))
-    if (restored := _restore(checkpointer, state, options, task, folder)) is not None:
+    if (restored := restore(checkpointer, state, options, task, folder)) is not None:
         state, position, extra = restored.state, restored.data, restored.extra
         seconds, weights, log = extra["seconds"], extra.get("initial_weights"), extra.get("log")
     run_log = RunLog(folder.path, int(state.step), task.step_metrics, log, write=devices.is_first())
-    return Member(seed, config, folder, run_log, checkpointer, state, weights, position, seconds)
-
-
-def _restore(
-    checkpointer: fsg.Checkpointer, like: fsg.TrainState, options: Train, task: Task, folder: RunFolder
-) -> Restored | None:
-    """The newest sound checkpoint of the run; None without one, and the run begins anew.
-
-    Where the best epoch is tested its checkpoint must be sound too, or else the run goes back to before that epoch.
-    """
-    expect = {"run": folder.run}
-    while checkpointer.steps():
-        try:
-            restored = checkpointer.restore(like, expect=expect)
-        except fsg.CheckpointError:
-            if checkpointer.steps():
-                raise
-            break
-        epochs = restored.extra.get("log", {}).get("epochs")
-        if options.test_on != "best" or not epochs:
-            return restored
-        best = _best_epoch(epochs, task)["step"]
-        if best == restored.step:
-            return restored
-        try:
-            checkpointer.restore(like, best, expect=expect)
-        except fsg.CheckpointError as error:
-            for step in [step for step in checkpointer.steps() if step >= best]:
-                checkpointer.set_aside(step, f"the weights of step {best}, which are to be tested, are lost: {error}")
-        else:
-            return restored
-    return None
-
-
-def _best_epoch(epochs: list[dict[str, Any]], task: Task) -> dict[str, Any]:
-    """The row with the best validation metric, the last of equals."""
-    sign = -1 if task.smallest else 1
-    return max(epochs, key=lambda row: (sign * row[f"val_{task.best}"], row["step"]))
+    return Member(seed, config, folder, run_log, checkpointer, state, weights, int(state.step), position, seconds)
 
 
 def _train_group(
@@ -209,6 +177,7 @@ def _train_group(
 
 def _loop(run: Run) -> None:
     began, before, options = time.monotonic(), run.seconds, run.options
+    clock = Clock(options.checkpoint_every_seconds)
     title = f"{run.members[0].config['arm']['name']} seed {', '.join(str(member.seed) for member in run.members)}"
     silent = not devices.is_first()
     bar = tqdm(total=run.total_steps, initial=run.step, desc=title, unit="step", dynamic_ncols=True, disable=silent)
@@ -216,23 +185,27 @@ def _loop(run: Run) -> None:
         while run.step < run.total_steps:
             _advance(run, bar)
             in_epoch = run.step % run.task.steps_per_epoch
-            epoch_ends = in_epoch == 0
-            checkpoint = epoch_ends or _divides(options.checkpoint_every, run.step)
-            log = checkpoint or _divides(options.log_every, in_epoch)
-            alone = jax.process_count() == 1
-            stop = request.requested if alone else log and devices.any_process(request.requested)
-            if log or stop:
-                _write_steps(run)
+            epoch_ends, run_ends = in_epoch == 0, run.step == run.total_steps
+            save, log = run_ends or _divides(options.checkpoint_every, run.step), _divides(options.log_every, in_epoch)
+            stop, due = request.requested, clock.is_due(epoch_ends=epoch_ends)
+            if jax.process_count() > 1:  # they agree, but not at every step
+                stop, due = ((epoch_ends or save or log) and devices.any_process(flag) for flag in (stop, due))
+            save |= stop or due
+            if log or epoch_ends or save:
+                _write_steps(run, wait=epoch_ends or save)
             run.seconds = before + time.monotonic() - began
+            states, rows = run.stepper.states() if epoch_ends or save else [], None
             if epoch_ends:
-                rows = _end_of_epoch(run)
-                bar.set_postfix({run.task.best: f"{np.mean([row[f'val_{run.task.best}'] for row in rows]):.3f}"})
-                _save(run, rows)
-                if run.on_epoch is not None:
-                    run.on_epoch(rows)
-            elif checkpoint or stop:
-                _save(run, None)
-            if stop and run.step < run.total_steps:
+                rows = _end_of_epoch(run, states)
+                if means := [row[f"val_{run.task.best}"] for row in rows if f"val_{run.task.best}" in row]:
+                    bar.set_postfix({run.task.best: f"{np.mean(means):.3f}"})
+            if epoch_ends or save:
+                _keep(run, states, rows, save=save)
+            if save:
+                clock.restart()
+            if rows is not None and run.on_epoch is not None:
+                run.on_epoch(rows)
+            if stop and not run_ends:
                 for member in run.members:
                     member.checkpointer.wait()
                 raise StopRequested(f"stopped and saved at step {run.step}; the same command with --resume continues")
@@ -270,18 +243,24 @@ def _advance(run: Run, bar: Any) -> None:
     bar.update(steps)
 
 
-def _write_steps(run: Run) -> None:
-    """Logs the steps since the last call. It checks them first: nothing that is not finite is logged or saved."""
-    pending, run.pending = jax.device_get(run.pending), []
+def _write_steps(run: Run, *, wait: bool) -> None:
+    """Logs the steps since the last call, or unless `wait` those before it, while the device goes on with the others.
+
+    It checks them first: nothing that is not finite is logged or saved.
+    """
+    count = len(run.pending) if wait else run.ready
+    pending, run.pending = jax.device_get(run.pending[:count]), run.pending[count:]
+    run.ready = len(run.pending)
     flat = [{k.replace(".", "/"): v for k, v in flatten(metrics).items()} for metrics in pending]
-    for i, member in enumerate(run.members):
+    for i, member in enumerate(run.members if flat else []):
         columns = {k: np.concatenate([metrics[k][i] for metrics in flat]).tolist() for k in flat[0]}
         values = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        first = run.step + 1 - len(values)
-        rows = [{"step": t, "epoch": math.ceil(t / run.task.steps_per_epoch)} | v for t, v in enumerate(values, first)]
+        numbered = enumerate(values, member.logged + 1)
+        rows = [{"step": t, "epoch": math.ceil(t / run.task.steps_per_epoch)} | v for t, v in numbered]
         for row in rows:
             _check_finite(row, member)
         member.log.add_steps(rows)
+        member.logged += len(rows)
 
 
 def _check_finite(values: dict[str, Any], member: Member) -> None:
@@ -291,15 +270,27 @@ def _check_finite(values: dict[str, Any], member: Member) -> None:
         raise NotFiniteError(f"{where}; the last good checkpoint is kept")
 
 
-def _end_of_epoch(run: Run) -> list[dict[str, Any]]:
-    rows = []
-    for member, state in zip(run.members, run.stepper.states(), strict=True):
-        gates = jax.tree.map(float, jax.device_get(fsg.gate_summary(_evaluated(state))))
-        metrics = {f"val_{k}": v for k, v in run.task.validate(state).items()}
-        row = {"epoch": run.step // run.task.steps_per_epoch, "step": run.step} | metrics | {"gates": gates}
+def _end_of_epoch(run: Run, states: list[fsg.TrainState]) -> list[dict[str, Any]]:
+    """Logs the epoch of every run, with validation if it is its turn."""
+    epoch, rows = run.step // run.task.steps_per_epoch, []
+    validated = _divides(run.options.validate_every, epoch) or run.step == run.total_steps
+    for member, state in zip(run.members, states, strict=True):
+        gates = _gate_summary(_only_gates(state))
+        metrics = {f"val_{k}": v for k, v in run.task.validate(state).items()} if validated else {}
+        gates = jax.tree.map(float, jax.device_get(gates))
+        row = {"epoch": epoch, "step": run.step} | metrics | {"gates": gates}
         _check_finite(flatten(row), member)
         rows.append(member.log.add_epoch(row))
     return rows
+
+
+_gate_summary = jax.jit(fsg.gate_summary)
+
+
+def _only_gates(state: fsg.TrainState) -> fsg.TrainState:
+    """What the summary needs, so that arms with the same gates share its program."""
+    gates = {k: v for k, v in _evaluated(state).variables.items() if k == fsg.GATES}
+    return replace(without_optimizer(state), variables=gates, ema=None, forward=None)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -307,31 +298,47 @@ def _by_path(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-@jax.jit
-def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isfinite(leaf).all() for leaf in leaves]
+def _keep(run: Run, states: list[fsg.TrainState], rows: list[dict[str, Any]] | None, *, save: bool) -> None:
+    """Saves every run, the best epoch before, or else holds what is the best epoch now, until it is saved.
+
+    So whatever is resumed has the checkpoint of its best epoch.
+
+    Args:
+      run: the runs.
+      states: of them.
+      rows: of the epoch that has ended, if one has.
+      save: whether to save.
+    """
+    for i, (member, position) in enumerate(zip(run.members, run.stepper.positions(), strict=True)):
+        row = {} if rows is None else rows[i]
+        about = {"data": position, "metrics": {k: v for k, v in row.items() if k == f"val_{run.task.best}"}}
+        about["extra"] = {"seconds": round(run.seconds, 3), "initial_weights": member.weights}
+        about["extra"] |= {"run": member.folder.run, "log": member.log.position()}
+        now = Snapshot(states[i], about)
+        if rows is not None and row is best_epoch(member.log.epochs, run.task):
+            member.best = None if save else now.copied()
+        if save:
+            for snapshot in filter(None, (member.best, now)):
+                _save(member, snapshot)
+            member.best = None
 
 
-def _save(run: Run, rows: list[dict[str, Any]] | None) -> None:
-    """Saves every run. It checks the states first: an update can overflow although its loss is finite."""
-    best = f"val_{run.task.best}"
-    states, positions = run.stepper.states(), run.stepper.positions()
-    for i, (member, state, position) in enumerate(zip(run.members, states, positions, strict=True)):
-        leaves = _by_path(state.variables | {"opt_state": state.opt_state, "ema": state.ema})
-        finite = jax.device_get(_finite(list(leaves.values())))
-        sums = {name: 0.0 if ok else np.nan for name, ok in zip(leaves, finite, strict=True)}
-        _check_finite(sums | {"step": run.step}, member)
-        metrics = None if rows is None else {best: rows[i][best]}
-        extra: dict[str, Any] = {"seconds": round(run.seconds, 3), "initial_weights": member.weights}
-        extra |= {"run": member.folder.run, "log": member.log.position()}
-        member.checkpointer.save(state, data=position, metrics=metrics, extra=extra)
+def _save(member: Member, snapshot: Snapshot) -> None:
+    """Saves a run. It checks the state first: an update can overflow although its loss is finite."""
+    state = snapshot.state
+    leaves = _by_path(state.variables | {"opt_state": state.opt_state, "ema": state.ema})
+    finite = jax.device_get(are_finite(list(leaves.values()))).tolist()
+    sums = {name: 0.0 if ok else np.nan for name, ok in zip(leaves, finite, strict=True)}
+    _check_finite(sums | {"step": int(state.step)}, member)
+    member.log.sync()
+    member.checkpointer.save(state, **snapshot.about)
 
 
 def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, Any]) -> dict[str, Any]:
     """Tests the state and writes the record of a finished run into its folder."""
     epoch = member.log.epochs[-1]
     if run.options.test_on == "best":
-        epoch = _best_epoch(member.log.epochs, run.task)
+        epoch = best_epoch(member.log.epochs, run.task) or epoch
         state = member.checkpointer.restore(state, epoch["step"], expect={"run": member.folder.run}).state
     each, compiling = 1 / len(run.members), devices.compile_seconds() - run.compiling
     times = {"minutes": round(each * run.seconds / 60, 3), "compile_seconds": round(each * compiling, 2)}

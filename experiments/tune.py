@@ -124,6 +124,7 @@ def run_trial(
         }
         with writing_to(claimed.path):
             write_json(file, seal(record))
+    make_task.cache_clear()
     gc.collect()  # the programs compiled for earlier trials refer to themselves
     for checkpoints in claimed.path.glob("*/checkpoints"):
         shutil.rmtree(checkpoints)
@@ -155,6 +156,8 @@ def _pruning(search: Search, trial: optuna.Trial, best: str, epochs: int) -> OnE
 
     def on_epoch(rows: list[dict[str, Any]]) -> None:
         (row,) = rows
+        if f"val_{best}" not in row:  # an epoch that was not validated
+            return
         behind = search.is_behind(trial, row["epoch"], row[f"val_{best}"])
         if behind and trial.number > 0 and row["epoch"] < epochs:
             raise optuna.TrialPruned(f"behind the other trials after epoch {row['epoch']}")
@@ -163,10 +166,11 @@ def _pruning(search: Search, trial: optuna.Trial, best: str, epochs: int) -> OnE
 
 
 def _seed_row(seed: int, log: Path, metric: str) -> dict[str, Any] | None:
-    """The number of epochs that a seed has run, and the metric of the last."""
+    """The number of epochs that a seed has run, and the metric of the last that was validated; None without one."""
     lines = read_text(log).splitlines() if log.exists() else []
     rows = [parse_json(line, f"{log}, line {number}") for number, line in enumerate(lines, start=1)]
-    return {"seed": seed, "epochs": len(rows), "last": rows[-1][metric]} if rows else None
+    values = [row[metric] for row in rows if metric in row]
+    return {"seed": seed, "epochs": len(rows), "last": values[-1]} if values else None
 
 
 def _collect(args: TuneArgs, search: Search, *, smallest: bool) -> list[dict[str, Any]]:

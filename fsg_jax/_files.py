@@ -157,12 +157,20 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
-def append(path: Path, content: bytes) -> None:
-    """Appends to a file; it is on the disk when the call returns."""
+def append(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Appends to a file; it is on the disk when the call returns, or unless `durable` in the system's memory."""
     with path.open("ab") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
+
+
+def to_disk(path: Path) -> None:
+    """Returns when all that was appended to a file is on the disk; nothing is done where there is none."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def set_aside(path: Path) -> str:

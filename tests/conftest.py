@@ -1,4 +1,4 @@
-"""The strict session: rank promotion raises, warnings are errors (pyproject.toml), shapes are checked.
+"""The strict session: rank promotion raises, warnings are errors (pyproject.toml), shapes are checked by beartype.
 
 Compiled programs are kept in pytest's cache folder, for all workers, the commands that tests start, and later runs;
 ``pytest --cache-clear`` empties it.
@@ -7,7 +7,9 @@ Compiled programs are kept in pytest's cache folder, for all workers, the comman
 import gc
 import os
 import shutil
+import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +25,11 @@ if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") and version("jaxlib").starts
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+if find_spec("beartype"):  # not on every machine with an accelerator
+    assert "fsg_jax" not in sys.modules
+    install_import_hook("fsg_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache/d/xla"
 LARGEST = 2**30

@@ -11,8 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from experiments.bench import collectives
+from experiments.bench import collectives, epochs
 from experiments.bench.__main__ import TABLE, bench, parse
 from experiments.bench.comparisons import MODES, STEP, _over_first, _waiting, compare
 from experiments.bench.convolution_times import OPERATIONS, resnet18_convs
@@ -100,6 +101,15 @@ def test_the_fastest_way_and_its_ratio_to_the_first():
 
 
 @pytest.mark.slow
+def test_what_an_epoch_costs_beside_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(epochs, "SIDES", {"saved at every epoch": {}})
+    monkeypatch.setattr(epochs, "experiment", lambda *_: tiny.digits(data={"resident": "yes"}, train={"epochs": 4}))
+    (row,) = run(replace(VIT, epochs=2), "epochs", tmp_path).values()
+    assert row["rounds"] == 2
+    assert row["books_least"] <= row["books"]
+    assert min(row["epoch"], row["steps"], row["validation"], row["end"]) > 0
+
+
 @pytest.mark.parametrize("suite", ["seeds", "dispatch"])
 def test_ways_to_dispatch(suite, tmp_path):
     run(replace(VIT, batch=1), suite, tmp_path)

@@ -57,7 +57,8 @@ def test_settings_that_an_older_run_lacks_are_what_it_did(name):
     config = describe(CONFIGS[name][0], "fsg_gr", 0)
     whole = read_experiment(config)
     parts = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
-    later = [name for name in LATER if name.startswith("optimizer.") or name in ("model.dim", "model.output_gate")]
+    named = ("model.dim", "model.output_gate", "train.validate_every")
+    later = [name for name in LATER if name.startswith("optimizer.") or name in named]
     gone = [parts[part].pop(key) for part, key in (name.split(".") for name in later) if key in parts[part]]
     assert len(gone) >= 2
     assert read_experiment(parts) == whole

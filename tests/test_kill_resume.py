@@ -16,30 +16,31 @@ import pytest
 TESTS = Path(__file__).parent
 ARGS = """
 digits --arm fsg_gr --seed 1 --model.width 4 --data.num-train 600 --data.augment crop flip --data.crop-padding 1
---train.epochs 10 --train.batch-size 32 --optimizer.warmup-epochs 1 --train.ema-decay 0.9
---train.log-every 3 --train.checkpoint-every 4
+--train.epochs 10 --train.batch-size 32 --optimizer.warmup-epochs 1 --train.ema-decay 0.9 --train.log-every 3
 """
+BY_STEPS = ("--train.checkpoint-every", "4", "--train.checkpoint-every-seconds", "0")
+BY_CLOCK = ("--train.checkpoint-every-seconds", "0.25", "--train.validate-every", "3", "--train.test-on", "best")
 KILLS = 10
 
 
-def run(out: Path, cache: Path, stop: tuple[int, int] | None = None) -> int:
+def run(out: Path, cache: Path, options: tuple[str, ...], stop: tuple[int, int] | None = None) -> int:
     """Runs the command, to the end or to the signal `stop` = (signal, n-th use of a file); its exit status."""
     env = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = ["-m", "experiments.train"]
     if stop is not None:
         command = [str(TESTS / "stopped_command.py"), *map(str, stop), str(out)]
         env["PYTHONPATH"] = str(TESTS.parent)
-    command = [sys.executable, *command, *ARGS.split(), "--out", str(out), "--resume"]
+    command = [sys.executable, *command, *ARGS.split(), *options, "--out", str(out), "--resume"]
     with (out.parent / f"{out.name}.log").open("a") as log:
         return subprocess.run(command, cwd=TESTS.parent, env=os.environ | env, stdout=log, stderr=log).returncode
 
 
-def finish(out: Path, cache: Path) -> None:
-    assert run(out, cache) == 0, (out.parent / f"{out.name}.log").read_text()[-3000:]
+def finish(out: Path, cache: Path, options: tuple[str, ...] = BY_STEPS) -> None:
+    assert run(out, cache, options) == 0, (out.parent / f"{out.name}.log").read_text()[-3000:]
 
 
-def kill_at(out: Path, cache: Path, use: int) -> None:
-    assert run(out, cache, (signal.SIGKILL, use)) == -signal.SIGKILL
+def kill_at(out: Path, cache: Path, use: int, options: tuple[str, ...] = BY_STEPS) -> None:
+    assert run(out, cache, options, (signal.SIGKILL, use)) == -signal.SIGKILL
     assert not (out / "result.json").exists()
 
 
@@ -63,15 +64,16 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_kills_leave_no_trace(tmp_path):
+@pytest.mark.parametrize("options", [BY_STEPS, BY_CLOCK], ids=["steps", "clock"])
+def test_ten_kills_leave_no_trace(tmp_path, options):
     cache, straight, killed = tmp_path / "cache", tmp_path / "straight", tmp_path / "killed"
-    finish(straight, cache)
+    finish(straight, cache, options)
     rng = random.Random(0)
     mid_save = 0
     for _ in range(KILLS):
-        kill_at(killed, cache, rng.randint(1, 150))
+        kill_at(killed, cache, rng.randint(1, 150), options)
         mid_save += any("tmp" in p.name for p in (killed / "checkpoints").glob("*"))
-    finish(killed, cache)
+    finish(killed, cache, options)
     print(f"{KILLS} kills, {mid_save} of them while a checkpoint was being written")
     assert mid_save > 0
     assert_same_run(straight, killed)
@@ -93,7 +95,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_not_exactness(tmp_path):
 def test_a_polite_stop_is_exact_too(tmp_path):
     cache, straight, stopped = tmp_path / "cache", tmp_path / "straight", tmp_path / "stopped"
     finish(straight, cache)
-    assert run(stopped, cache, (signal.SIGINT, 100)) == 130
+    assert run(stopped, cache, BY_STEPS, (signal.SIGINT, 100)) == 130
     assert "--resume" in (tmp_path / "stopped.log").read_text()
     finish(stopped, cache)
     assert_same_run(straight, stopped)

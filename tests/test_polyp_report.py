@@ -33,7 +33,7 @@ def reported(tmp_path_factory):
     records = study(folder, {"fsg_gr": [RGB, BOTH], "baseline": [RGB]})
     records = [r for r in records if (r["arm"], r["streams"], r["fold"]) != ("fsg_gr", BOTH, 2)]
     save(folder, [*records, {"arm": "fsg_gr", "streams": BOTH, "fold": 2, "seed": 0, "status": "failed"}])
-    markdown, html = write_report(folder, folder / "out", resamples=FAST)
+    markdown, html = write_report(folder, out=folder / "out", resamples=FAST)
     return folder, records, markdown.read_text(), html.read_text()
 
 

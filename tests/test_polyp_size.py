@@ -193,7 +193,7 @@ def test_panels_show_the_streams(folders, tmp_path):
 
 def test_all_folds_arms_and_streams_are_planned(folders):
     config = experiment(folders["sun"])
-    groups = list(schedule(config.variants(("rgb", "mask+depth"), ()), ("baseline", "fsg"), 2, 1, Path("out")))
+    groups = list(schedule(config.variants(("rgb", "mask+depth"), ()), ("baseline", "fsg"), range(2), 1, Path("out")))
     paths = [path for group in groups for path in group.outs.values()]
     assert len(set(paths)) == len(paths) == 3 * 2 * 2 * 2
     assert paths[:5] == [

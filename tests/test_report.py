@@ -27,7 +27,7 @@ from experiments.report.config_diff import compare
 from experiments.report.results_file import Arms, Record, collect, load
 from experiments.report.statistics import paired
 from experiments.report.text_table import mean_and_std
-from experiments.report.training_plots import curve, final_gates, heatmaps, histograms, mean_gates
+from experiments.report.training_plots import curve, final_gates, heatmaps, histograms, learning_curves, mean_gates
 
 ARMS = ("fsg", "baseline", "fsg_gr", "se")
 LAYERS = ("stage1/gate", "stage2/gate")
@@ -316,6 +316,21 @@ def test_curve_averages_the_seeds_that_have_the_value():
     assert epochs.tolist() == [1, 2, 4]
     np.testing.assert_array_equal(mean, [2.0, 5.0, np.nan])
     np.testing.assert_allclose(std, [2**0.5, 0.0, 0.0])
+
+
+def test_no_line_is_drawn_through_epochs_without_a_value(records):
+    """Of validation at epochs 2, 4, 5 and 6: a point, and a line of three."""
+    for record in records:
+        record["history"] = [{"epoch": epoch, "x": 0.1 * epoch} for epoch in (2, 4, 5, 6)]
+    figure = learning_curves(arms_of(records), {"x": ("x", 1.0)})["x"]
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if line.get_label() in ARMS]
+    assert len(lines) == len(ARMS)
+    for line in lines:
+        x, y = line.get_data()
+        np.testing.assert_array_equal(x, [2, np.nan, 4, 5, 6])
+        np.testing.assert_allclose(y, 0.1 * x)
+        assert 0 in line.get_markevery()
 
 
 def test_gates_are_pooled_over_seeds(records):

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -141,6 +142,19 @@ def test_a_trial_behind_the_others_is_pruned_but_not_the_first(tmp_path, monkeyp
     assert not (run / "result.json").exists()
     assert not (run / "checkpoints").exists()
     assert f"| 1 | ({100 * second['seeds'][0]['last']:.2f}) |" in (tmp_path / "tune.md").read_text()
+
+
+def test_epochs_that_are_not_validated_neither_prune_nor_count(tmp_path):
+    asked = []
+    behind = SimpleNamespace(is_behind=lambda trial, epoch, value: asked.append((epoch, value)) or True)
+    hook = tune._pruning(behind, SimpleNamespace(number=1), "accuracy", 4)
+    hook([{"epoch": 1}])
+    with pytest.raises(optuna.TrialPruned, match="after epoch 2"):
+        hook([{"epoch": 2, "val_accuracy": 0.5}])
+    assert asked == [(2, 0.5)]
+    (tmp_path / "log").write_text('{"epoch": 1}\n{"epoch": 2, "val_accuracy": 0.5}\n{"epoch": 3}\n')
+    assert tune._seed_row(0, tmp_path / "log", "val_accuracy") == {"seed": 0, "epochs": 3, "last": 0.5}
+    assert tune._seed_row(0, tmp_path / "log", "val_loss") is None
 
 
 def test_what_a_hook_raises_leaves_a_run_that_can_be_resumed(tmp_path):

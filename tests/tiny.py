@@ -16,9 +16,10 @@ VIT = ViT(patch_size=4, depth=1)
 
 
 def digits(**parts: dict[str, Any]) -> Experiment:
-    """128 digits, a ViT of one block, 2 epochs of 2 steps; `parts` override, e.g. ``train={"epochs": 3}``."""
+    """128 digits, a ViT of one block, 2 epochs of 2 steps, every one saved; `parts` override."""
     experiment = replace(CONFIGS["digits"][0], model=VIT)
-    experiment = change(experiment, data={"num_train": 128}, train={"epochs": 2}, optimizer={"warmup_epochs": 0.5})
+    train = {"epochs": 2, "checkpoint_every_seconds": 0.0}
+    experiment = change(experiment, data={"num_train": 128}, train=train, optimizer={"warmup_epochs": 0.5})
     return change(experiment, **parts)
 
 

@@ -69,7 +69,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settin
     parser.add_argument("--seconds", type=float, help="wall time of one sample of one side")
     parser.add_argument("--seeds", nargs="+", type=int, help="numbers of seeds side by side")
     parser.add_argument("--tokens", nargs="+", type=int, help="numbers of patches")
-    for name in ("batch", "image", "width", "depth", "dim", "repeats", "steps", "examples", "matmul"):
+    for name in ("batch", "image", "width", "depth", "dim", "repeats", "steps", "epochs", "examples", "matmul"):
         parser.add_argument(f"--{name}", type=int)
     args = parser.parse_args(argv)
     values = {f.name: getattr(args, f.name, None) for f in fields(Settings)}

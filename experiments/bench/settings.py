@@ -29,7 +29,8 @@ class Settings:
       peers: PyTorch peers, of `PEERS`.
       compile_mode: ``mode`` of `torch.compile`.
       seeds: numbers of seeds trained side by side.
-      steps: steps of one dispatch in the suite ``dispatch``.
+      steps: steps of one dispatch in the suite ``dispatch``, and of an epoch in the suite ``epochs``.
+      epochs: epochs that are timed.
       examples: images of the made-up data set that the input pipelines read.
       tokens: numbers of patches, squares, rising, two or more, of the suites ``tokens`` and ``chunks`` (the largest).
       matmul: side of the matrices whose product gives the peak.
@@ -52,6 +53,7 @@ class Settings:
     compile_mode: str = "default"
     seeds: tuple[int, ...] = (2, 4)
     steps: int = 8
+    epochs: int = 40
     examples: int = 5000
     tokens: tuple[int, ...] = (256, 576, 1024, 2304, 4096)
     matmul: int = 2048
@@ -85,6 +87,7 @@ class Settings:
 
 SMOKE_SIZES = {"batch": 4, "image": 8, "classes": 10, "width": 4, "depth": 1, "dim": 12, "examples": 64, "matmul": 64}
 SMOKE_ROUNDS = {"repeats": 2, "seconds": 0.002, "peers": ("eager",), "seeds": (2,), "steps": 2, "tokens": (4, 16)}
+SMOKE_ROUNDS |= {"epochs": 2}
 """With these a suite takes seconds; the figures mean nothing."""
 
 ACCELERATOR_SIZES = {"precision": "bfloat16", "batch": 1024, "examples": 50000, "matmul": 8192}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments.bench import collectives, comparisons
+from experiments.bench import collectives, comparisons, epochs
 from experiments.bench import sequence_lengths as lengths
 from experiments.bench.convolution_times import OPERATIONS, STEPS, time_convolutions
 from experiments.bench.measurements import Bench, Column, Row, number, prefixed, table
@@ -89,6 +89,21 @@ SUITES = {
         comparisons.compare_dispatch,
         "Ratio to the Python loop, in the same rounds. Rows come from resident data, with augmentation.",
         [STEP, RATIO, FASTEST],
+    ),
+    epochs.SUITE: Suite(
+        epochs.time_epochs,
+        "Bookkeeping: milliseconds of an epoch of the loop less the medians of the same steps alone and, where it was "
+        "validated, of validation on 200 digits alone, timed before and after the run; means have the epochs that "
+        "save. The end of the run: its test, its record, and waiting until the last checkpoint is written.",
+        [
+            ("bookkeeping, ms (quartiles)", number("{:.1f}", 1e3, "books", "books_low", "books_high")),
+            ("mean", number("{:.1f}", 1e3, "books_mean")),
+            ("least", number("{:.1f}", 1e3, "books_least")),
+            ("epoch, ms", number("{:.0f}", 1e3, "epoch")),
+            ("steps alone, ms", number("{:.0f}", 1e3, "steps")),
+            ("validation alone, ms", number("{:.0f}", 1e3, "validation")),
+            ("end of the run, ms", number("{:.0f}", 1e3, "end")),
+        ],
     ),
     "convolutions": Suite(
         time_convolutions,

@@ -10,29 +10,39 @@ from markupsafe import Markup
 from experiments.report import accuracy, initial_weights, run_info, tasks
 from experiments.report.config_diff import compare
 from experiments.report.figures import colours, data_uri
+from experiments.report.join import join
 from experiments.report.results_file import Record, Results, collect, load
 from experiments.report.text_table import markdown
 from experiments.report.training_plots import heatmaps, histograms
-from fsg_jax._checks import check_integer
+from fsg_jax._checks import check_integer, expect
 from fsg_jax._files import write_text
 
 PAGES = ("report.md", "report.html")
 
 
-def write_report(directory: Path, /, out: Path | None = None, *, resamples: int = 1000) -> list[Path]:
-    """Writes report.md and report.html from the results.jsonl of a directory; returns their paths.
+def write_report(directory: Path, /, *others: Path, out: Path | None = None, resamples: int = 1000) -> list[Path]:
+    """Writes report.md and report.html from the results.jsonl of a directory, or of several; returns their paths.
 
     Args:
         directory: Holds results.jsonl, one JSON record per run, and the predictions it names, if any.
-        out: Where the report goes; made if missing; beside results.jsonl by default.
+        others: More of the same experiment: other seeds, arms or folds, on equal hardware. What decides the result must
+            be equal. The records of all are written into ``out/results.jsonl``.
+        out: Where the report goes; made if missing; beside results.jsonl by default, needed for several directories.
         resamples: Of the bootstrap over polyps, 1 or more.
 
     Raises:
-        FileNotFoundError: The directory, results.jsonl or a file of predictions is missing.
-        RecordsError: A file cannot be used; the message names it, and the line.
+        FileNotFoundError: A directory, results.jsonl or a file of predictions is missing.
+        RecordsError: A file cannot be used; the message names it, and the line. Or the directories do not belong
+            together; what differs is named.
+        ValueError: There are several directories and no `out`.
     """
     check_integer("resamples", resamples, 1)
-    directory, out = Path(directory), Path(out or directory)
+    directory, expected = Path(directory), "a folder for what is joined from several ones"
+    expect(out is not None or not others, "--out", expected, "none")
+    out = Path(out or directory)
+    if others:
+        join([directory, *map(Path, others)], out)
+        directory = out
     results = load(directory)
     if results.kind == "several tasks":
         template, section = "tasks", tasks.content(directory, results, resamples)

@@ -30,14 +30,16 @@ def _learning_curve(arms: Arms, name: str, label: str, scale: float) -> Figure |
         for index, (arm, colour) in enumerate(colours(arms).items()):
             epochs, mean, std = curve(arms[arm], name)
             if epochs.size:
-                mean, std = scale * mean, scale * std
+                epochs, mean, std = with_gaps(epochs, scale * mean, scale * std)
+                alone = np.flatnonzero(_alone(mean))
                 axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+                axes.errorbar(epochs[alone], mean[alone], std[alone], fmt="none", ecolor=colour, alpha=0.4)
                 (line,) = axes.plot(epochs, mean, color=colour, markersize=4, linewidth=1.5)
                 every = max(1, epochs.size // 8)
                 line.set(
                     label=f" {arm}" if arm.startswith("_") else arm,
                     marker=_MARKERS[index % len(_MARKERS)],
-                    markevery=(index % every, every),
+                    markevery=sorted({*range(index % every, epochs.size, every), *alone.tolist()}),
                 )
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -64,6 +66,19 @@ def curve(records: Iterable[Record], name: str) -> tuple[np.ndarray, np.ndarray,
     mean = [np.mean(by_epoch[epoch]) for epoch in epochs]
     std = [np.std(by_epoch[epoch], ddof=1) if len(by_epoch[epoch]) > 1 else 0.0 for epoch in epochs]
     return np.array(epochs), np.array(mean, dtype=float), np.array(std, dtype=float)
+
+
+def with_gaps(epochs: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`epochs` and `values` with a NaN between epochs that do not follow each other, so that no line passes there."""
+    gaps = np.flatnonzero(np.diff(epochs) > 1) + 1
+    return tuple(np.insert(each.astype(float), gaps, np.nan) for each in (epochs, *values))
+
+
+def _alone(values: np.ndarray) -> np.ndarray:
+    """Whether each value has no neighbour to be joined with by a line."""
+    there = np.isfinite(values)
+    neighbours = np.concatenate([[False], there, [False]])
+    return there & ~neighbours[:-2] & ~neighbours[2:]
 
 
 def histograms(arms: Arms) -> dict[str, Figure]:

@@ -65,7 +65,12 @@ def _placed(leaf: Any, like: Any) -> Any:
 
 def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
     """CRC-32 of each array with its shape and dtype, so that a template can be compared too."""
-    return {k: f"{v.dtype}{list(v.shape)}:{zlib.crc32(_whole(v).tobytes()):08x}" for k, v in leaves.items()}
+    return {k: f"{v.dtype}{list(v.shape)}:{zlib.crc32(_bytes(_whole(v))):08x}" for k, v in leaves.items()}
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array in the order of its rows; not copied where they lie so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _whole(leaf: Any) -> np.ndarray:

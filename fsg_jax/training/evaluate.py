@@ -1,5 +1,6 @@
 """The jitted evaluation step, and means over batches in which every example counts once."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from fsg_jax.routing.means import Mean, means_of, total, valid_rows
 from fsg_jax.training.inputs import Inputs, batch_size, select
 from fsg_jax.training.state import TrainState, gather_leaves
 from fsg_jax.typing import Batch, Loss, Transform
+
+_AHEAD = 2
+"""Batches that are given to the device before the result of the first of them is fetched."""
 
 
 class EvalStep(NamedTuple):
@@ -90,18 +94,28 @@ def evaluate(step: EvalStep | Callable[..., Any], state: TrainState, batches: It
     Raises:
       ValueError: no batch, or none with a row that counts.
     """
+    run: Callable[..., Any] = _sums if isinstance(step, EvalStep) else _weighed
+    waiting: deque[Any] = deque()
     parts = []
     for batch in batches:
-        if isinstance(step, EvalStep):
-            parts.append(jax.device_get(step.sums(state, batch)[:2]))
-        else:
-            row = dict(jax.device_get(step(state, batch)))
-            count = row.pop("count")
-            parts.append(({k: [Mean(v * count, count)] for k, v in row.items()}, count))
+        waiting.append(run(step, state, batch))
+        if len(waiting) > _AHEAD:  # the device computes these while the next batches are read
+            parts.append(jax.device_get(waiting.popleft()))
+    parts += jax.device_get(list(waiting))
     count = sum(int(count) for _, count in parts)
     expect(count, "batches", "at least one example", f"{len(parts)} batches without any")
     sums = {k: np.sum([np.asarray(means[k], np.float64) for means, _ in parts], 0) for k in parts[0][0]}
     return {k: _sum(terms) for k, terms in sums.items()} | {"count": count}
+
+
+def _sums(step: EvalStep, state: TrainState, batch: Batch) -> tuple[dict[str, list[Mean]], Any]:
+    return step.sums(state, batch)[:2]
+
+
+def _weighed(step: Callable[..., Any], state: TrainState, batch: Batch) -> tuple[dict[str, list[Mean]], Any]:
+    row = dict(step(state, batch))
+    count = row.pop("count")
+    return {k: [Mean(v * count, count)] for k, v in row.items()}, count
 
 
 def _sum(terms: np.ndarray) -> float:
