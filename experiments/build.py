@@ -60,7 +60,6 @@ def make_program(
     check_bounded("train.epochs", train.epochs, 1, (2**31 - 1) // steps_per_epoch)  # the step counter has 32 bits
     tx = tx or make_optimizer(gate, experiment.optimizer, train, arm, steps_per_epoch)
 
-    @jax.jit
     def init(key: Key) -> fsg.TrainState:
         start = partial(fsg.init_state, model, tx, key, example, ema_decay=train.ema_decay)
         state = start()

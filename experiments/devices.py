@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import xla_flags
 from experiments.errors import UserError
 from fsg_jax._files import BusyError
+from fsg_jax.linen.init_state import once_options
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.efficientnet import EFFICIENTNETS
 from fsg_jax.models.preact_resnet import PREACT_RESNETS
@@ -57,8 +58,8 @@ class Placement(NamedTuple):
 
     def make_state(self, init: Callable[..., Any], seed: int) -> Any:
         """The state that ``init(key)`` makes: replicated, or with its large leaves split over the axis ``fsdp``."""
-        key = jax.random.key(seed)
-        return init(key) if self.mesh is None else jax.jit(init, out_shardings=self.shardings(init))(key)
+        options = {} if self.mesh is None else {"out_shardings": self.shardings(init)}
+        return jax.jit(init, compiler_options=once_options(), **options)(jax.random.key(seed))
 
     def put_batch(self, batch: Any) -> Any:
         """This process's part of a batch, split over all devices."""

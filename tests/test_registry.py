@@ -178,3 +178,15 @@ def test_raw_pixels_are_refused(name):
 def test_images_of_another_rank_are_refused(name):
     with pytest.raises(ValueError, match=r"\(batch, height, width, \w+\)"):
         jax.eval_shape(reduced(name).init, jax.random.key(0), some(inputs(name), 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "vit_tiny", "vig_tiny"])
+def test_initial_values_do_not_depend_on_how_thoroughly_they_are_compiled(name):
+    """`init_state` compiles them quickly; they are those of a full compilation, bit for bit."""
+    model, example = reduced(name, gate=fsg.Gate), inputs(name)
+    values = [
+        jax.jit(model.init, compiler_options=options)(jax.random.key(3), example)
+        for options in ({"xla_backend_optimization_level": level} for level in (1, 3))
+    ]
+    assert jax.tree.all(jax.tree.map(np.array_equal, *values))

@@ -64,7 +64,8 @@ def init_state(
     forward = Forward(model, find_flag(model, train_flag), tuple(rngs), tuple(trainable))
     tx = as_routed(tx)
     init_key, rng = jax.random.split(key)
-    init, watch = jax.jit(lambda key, *inputs: forward.init(key, *inputs), compiler_options=_once(key)), Watch()
+    options = None if isinstance(key, jax.core.Tracer) else once_options()  # a program around it has its own
+    init, watch = jax.jit(lambda key, *inputs: forward.init(key, *inputs), compiler_options=options), Watch()
     with nn.intercept_methods(watch):
         kinds, shapes = find_gate_kinds(init, init_key, *inputs, known=gate_kinds)
     needed = forward.flag is None and train_flag == "auto" and watch.parts
@@ -89,11 +90,10 @@ def init_state(
     return new_state(forward, tx, rng, values, kinds, ema_decay)
 
 
-def _once(key: Key) -> dict[str, Any] | None:
+def once_options() -> dict[str, Any] | None:
     """Compiler options of a program that runs once: on the CPU the same values from a third of the compilation."""
-    inside = isinstance(key, jax.core.Tracer)  # of another program, which has options of its own
     slow = jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations")
-    return {"xla_backend_optimization_level": 1} if slow and not inside else None
+    return {"xla_backend_optimization_level": 1} if slow else None
 
 
 def _settle(forward: Forward, tx: RoutedTransformation, shapes: dict[str, PyTree], inputs: Any) -> dict[str, PyTree]:
