@@ -135,7 +135,8 @@ def rooms() -> dict[str, list[tuple[str, bool]]]:
 
 def main(names: list[str]) -> None:
     """Command line."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` in a notebook is this one
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1", "PATH": path}
     notebooks, pages = sorted(DOCS.glob("notebooks/*.py")), sorted(DOCS.glob("*.md"))
     if not names:
         shutil.rmtree(PAGES, ignore_errors=True)

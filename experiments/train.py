@@ -180,7 +180,8 @@ def _loop(run: Run) -> None:
     clock = Clock(options.checkpoint_every_seconds)
     title = f"{run.members[0].config['arm']['name']} seed {', '.join(str(member.seed) for member in run.members)}"
     silent = not devices.is_first()
-    bar = tqdm(total=run.total_steps, initial=run.step, desc=title, unit="step", dynamic_ncols=True, disable=silent)
+    hidden = {"disable": True} if silent else {}  # else TQDM_DISABLE decides
+    bar = tqdm(total=run.total_steps, initial=run.step, desc=title, unit="step", dynamic_ncols=True, **hidden)
     with bar, StopRequest() as request:
         while run.step < run.total_steps:
             _advance(run, bar)

@@ -27,14 +27,14 @@ from experiments.report import write_report
 from experiments.report.statistics import paired
 
 arms, seeds = ("baseline", "fsg", "fsg_gr"), 3
-experiment = change(CONFIGS["digits"][0], {"model.width": 8, "data.num_train": 640, "train.epochs": 8})
+experiment = change(CONFIGS["digits"][0], {"model.width": 8, "data.num_train": 640, "train.epochs": 6})
 folder = Path(mkdtemp())
 records = ablate(AblateArgs(experiment, folder, seeds, arms))
 print(f"{len(records)} runs, {records[0]['num_train']} training images, {records[0]['num_test']} test images")
 
 # %% [markdown]
-# This is `python -m experiments.ablate digits --model.width 8 --data.num-train 640 --train.epochs 8 --out FOLDER`. The folder now has a
-# record of every run, and what a report is made of.
+# That is `python -m experiments.ablate digits --model.width 8 --data.num-train 640 --train.epochs 6` with a folder to
+# `--out`. The folder now has a record of every run, and what a report is made of.
 #
 # ## Accuracy, and differences in pairs
 #
