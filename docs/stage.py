@@ -13,6 +13,8 @@ import pkgutil
 import re
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +39,8 @@ CONSTANTS = {  # they know neither where they are nor what they are
     "ROUTINGS": ("fsg_jax.routing.modes.ROUTINGS", "The routing modes by name."),
     "TrainStep": ("fsg_jax.training.step.TrainStep", "``step(state, batch, gate_batch=None) -> (state, metrics)``."),
 }
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+"""Set for pages, whose time is that of compiling, and not for notebooks, which train."""
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
@@ -74,6 +78,7 @@ def stage_notebook(path: Path) -> None:
     from nbconvert import MarkdownExporter
     from nbconvert.preprocessors import ExecutePreprocessor
 
+    os.environ.pop(QUICK, None)
     notebook = jupytext.read(path)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     ExecutePreprocessor(timeout=300).preprocess(notebook, {"metadata": {"path": str(ROOT)}})
@@ -133,19 +138,27 @@ def rooms() -> dict[str, list[tuple[str, bool]]]:
     return found
 
 
+def timed(job: Callable[[Path], None], path: Path) -> float:
+    """Does a job; its seconds."""
+    began = time.perf_counter()
+    job(path)
+    return time.perf_counter() - began
+
+
 def main(names: list[str]) -> None:
     """Command line."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` in a notebook is this one
     os.environ |= {"JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1", "PATH": path}
+    os.environ |= {QUICK: "1"}
     notebooks, pages = sorted(DOCS.glob("notebooks/*.py")), sorted(DOCS.glob("*.md"))
     if not names:
         shutil.rmtree(PAGES, ignore_errors=True)
     jobs = [(stage_notebook, path) for path in notebooks] + [(stage_page, path) for path in pages]
     context = get_context("spawn")  # each page in a process of its own
     with ProcessPoolExecutor(os.cpu_count(), context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(job, path) for job, path in jobs if not names or path.name in names]
-        for future in futures:
-            future.result()
+        wanted = [(job, path) for job, path in jobs if not names or path.name in names]
+        for (_, path), future in zip(wanted, [pool.submit(timed, *work) for work in wanted], strict=True):
+            print(f"{path.name}: {future.result():.0f} s", flush=True)
     stage_others()
 
 
