@@ -81,7 +81,7 @@ def stage_notebook(path: Path) -> None:
     os.environ.pop(QUICK, None)
     notebook = jupytext.read(path)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    ExecutePreprocessor(timeout=300).preprocess(notebook, {"metadata": {"path": str(ROOT)}})
+    ExecutePreprocessor(timeout=300, coalesce_streams=True).preprocess(notebook, {"metadata": {"path": str(ROOT)}})
     text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": path.stem})
     folder = PAGES / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@
 # The phantom has the layout of REAL-Colon, and is read by the very same commands.
 
 # %% language="bash"
+# rm -rf build/phantom
 # python -m experiments.phantom --out build/phantom/raw --layout real-colon --polyps 48 --frames 6
 # python -m experiments.index real-colon build/phantom/raw --out build/phantom/index
 # python -m experiments.split build/phantom/index --out build/phantom/splits.csv --folds 3

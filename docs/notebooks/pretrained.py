@@ -80,7 +80,7 @@ print(train["image"].shape, test["image"].shape)
 
 # %%
 body = "(params|batch_stats)/(?!head/).*"
-tx = fsg.routed(labels={"body": body}, body=None, params=optax.adam(1e-2), gates=optax.adam(2e-1))
+tx = fsg.routed(labels={"body": body}, body=None, params=optax.adam(1e-2), gates=optax.adam(3e-1))
 state = fsg.init_state(model, tx, jax.random.key(0), train["image"][:1], variables=start.variables)
 step = fsg.make_train_step(fsg.losses.cross_entropy, "joint", penalty=fsg.gate_penalty("l1", 1e-3))
 draw, log = np.random.default_rng(0), []
