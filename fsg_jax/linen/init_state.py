@@ -64,7 +64,8 @@ def init_state(
     forward = Forward(model, find_flag(model, train_flag), tuple(rngs), tuple(trainable))
     tx = as_routed(tx)
     init_key, rng = jax.random.split(key)
-    options = None if isinstance(key, jax.core.Tracer) else once_options()  # a program around it has its own
+    inside = isinstance(jnp.zeros(()), jax.core.Tracer)  # of another program, which has options of its own
+    options = None if inside else once_options()
     init, watch = jax.jit(lambda key, *inputs: forward.init(key, *inputs), compiler_options=options), Watch()
     with nn.intercept_methods(watch):
         kinds, shapes = find_gate_kinds(init, init_key, *inputs, known=gate_kinds)
