@@ -153,6 +153,7 @@ def main(names: list[str]) -> None:
     notebooks, pages = sorted(DOCS.glob("notebooks/*.py")), sorted(DOCS.glob("*.md"))
     if not names:
         shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir(parents=True, exist_ok=True)
     jobs = [(stage_notebook, path) for path in notebooks] + [(stage_page, path) for path in pages]
     context = get_context("spawn")  # each page in a process of its own
     with ProcessPoolExecutor(os.cpu_count(), context, max_tasks_per_child=1) as pool:
