@@ -7,6 +7,7 @@ import networkx as nx
 
 WIDTH, ROW, BOX = 880, 84, (110, 42)
 ON_TOP = {"fsg_jax.gates.fold", "fsg_jax.gates.prune"}  # they change whole models, and import what gates do not
+WINGS = {"endoscopy", "bench", "report"}
 STYLE = """<style>
   .drawing text { fill: var(--md-default-fg-color, #777); text-anchor: middle; }
   .drawing rect { fill: var(--md-code-bg-color, none); stroke: var(--md-default-fg-color--light, #888); }
@@ -20,15 +21,12 @@ def room(module: str) -> str:
     parts = module.split(".")
     if module in ON_TOP:
         return "fold, prune"
-    if parts[0] == "experiments":
-        return (
-            f"experiments.{parts[1]}" if parts[1:2] and parts[1] in ("endoscopy", "bench", "report") else "experiments"
-        )
-    return ".".join(parts[:2])
+    whole = parts[0] == "experiments" and not WINGS.intersection(parts[1:2])
+    return parts[0] if whole else ".".join(parts[:2])
 
 
 def rooms_graph() -> tuple[nx.DiGraph, dict[str, int]]:
-    """Edges from a room to those that it imports, and the number of modules in each; `__init__`s import nothing."""
+    """Edges from a room to those that it imports, and the number of modules in each."""
     imports = grimp.build_graph("fsg_jax", "experiments", cache_dir=None)
     graph, sizes = nx.DiGraph(), {}
     for module in imports.modules - {"fsg_jax"}:
@@ -45,8 +43,8 @@ def draw() -> str:
     graph, sizes = rooms_graph()
     graph.remove_nodes_from([n for n in graph if n.split(".")[-1].startswith("_") or n == "fsg_jax.typing"])
     whole = nx.condensation(graph)  # rooms that import each other are one box
-    order = list(reversed(list(nx.topological_generations(nx.transitive_reduction(whole).reverse()))))
     shown = nx.transitive_reduction(whole)
+    order = list(reversed(list(nx.topological_generations(shown.reverse()))))
     place: dict[int, tuple[float, float]] = {}
     for _ in range(8):  # boxes move to the mean of their neighbours, which leaves few crossings
         for y, row in enumerate(order):

@@ -34,6 +34,7 @@ LINKS = {  # from a place in the repository to the page of the site
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 PICTURE = re.compile(r"^!\[.*\]\((.*\.svg)\)$", re.MULTILINE)
+DRAWING = "<!-- drawing -->"
 CONSTANTS = {  # they know neither where they are nor what they are
     "GATES": ("fsg_jax.typing.GATES", "Name of the collection of gate logits."),
     "ROUTINGS": ("fsg_jax.routing.modes.ROUTINGS", "The routing modes by name."),
@@ -59,16 +60,22 @@ def run_blocks(markdown: str, name: str) -> str:
     return BLOCK.sub(run, markdown)
 
 
+def on_site(text: str) -> str:
+    """Turns links to places in the repository into those of the site."""
+    for place, page in LINKS.items():
+        text = text.replace(f"]({place}", f"]({page}")
+    return text
+
+
 def stage_page(path: Path) -> None:
     """Runs a page; links that leave the folder become those of the site."""
     text = run_blocks(path.read_text(), str(path.relative_to(ROOT)))
     text = re.sub(r"\]\(notebooks/(\w+)\.py\)", r"](notebooks/\1.md)", text)
-    for place, page_of_site in LINKS.items():
-        text = text.replace(f"]({place}", f"]({page_of_site}")
-    text = PICTURE.sub(
-        lambda match: f"<div>{(DOCS / match[1]).read_text()}</div>", text
-    )  # in the page, its colours follow the theme
-    text = text.replace("<!-- drawing -->", f"<div>{drawing.draw()}</div>") if "<!-- drawing -->" in text else text
+    text = on_site(text)
+    # Pictures inside the page have the colours of its theme.
+    text = PICTURE.sub(lambda match: f"<div>{(DOCS / match[1]).read_text()}</div>", text)
+    if DRAWING in text:
+        text = text.replace(DRAWING, f"<div>{drawing.draw()}</div>")
     (PAGES / path.name).write_text(text)
 
 
@@ -102,9 +109,7 @@ def stage_others() -> None:
         (PAGES / path.name).write_text(path.read_text().replace("](docs/", "]("))
     programs = [f"## {p.name}\n\n```python\n{p.read_text()}```\n" for p in sorted(EXAMPLES.glob("*.py"))]
     text = re.sub(r"\]\((\w+)\.py\)", r"](#\1py)", (EXAMPLES / "README.md").read_text())
-    text = text.replace("[studies](studies)", "`examples/studies`").replace(
-        "](../experiments/results)", "](results/index.md)"
-    )
+    text = on_site(text).replace("[studies](studies)", "`examples/studies`")
     (PAGES / "examples.md").write_text("\n".join([text, *programs]))
     (PAGES / "api").mkdir(exist_ok=True)
     for room, modules in rooms().items():
@@ -148,8 +153,7 @@ def timed(job: Callable[[Path], None], path: Path) -> float:
 def main(names: list[str]) -> None:
     """Command line."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` in a notebook is this one
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1", "PATH": path}
-    os.environ |= {QUICK: "1"}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1", "PATH": path, QUICK: "1"}
     notebooks, pages = sorted(DOCS.glob("notebooks/*.py")), sorted(DOCS.glob("*.md"))
     if not names:
         shutil.rmtree(PAGES, ignore_errors=True)

@@ -18,25 +18,23 @@ def numbers(pattern: str, output: str) -> list[float]:
     return [float(x) for x in (found if isinstance(found, tuple) else (found,))]
 
 
+def selection(output, *, count, selected, unit, loss, gain, most):
+    """The chosen units are nearly worth all of them, and worth more than as many others."""
+    (plain,) = numbers(rf"without gates, {count} {unit}: test accuracy (.*)%", output)
+    kept, chosen = numbers(rf"the (\d+) {selected} {unit}: test accuracy (.*)%", output)
+    _, chance = numbers(rf"(\d+) {unit} at random: test accuracy (.*)%", output)
+    assert plain > 94  # an untrained network has 10 %
+    assert chosen > plain - loss
+    assert chance < chosen - gain
+    assert kept < most
+
+
 def linen_model(output):
-    """An untrained network has 10 %; the chosen channels are worth more than as many others."""
-    (plain,) = numbers(r"without gates, 48 channels: test accuracy (.*)%", output)
-    count, chosen = numbers(r"the (\d+) selected channels: test accuracy (.*)%", output)
-    _, chance = numbers(r"(\d+) channels at random: test accuracy (.*)%", output)
-    assert plain > 94
-    assert chosen > plain - 3
-    assert chance < chosen - 4
-    assert count < 32
+    selection(output, count=48, selected="selected", unit="channels", loss=3, gain=4, most=32)
 
 
 def nnx_model(output):
-    (plain,) = numbers(r"without gates, 128 units: test accuracy (.*)%", output)
-    count, chosen = numbers(r"the (\d+) open units: test accuracy (.*)%", output)
-    _, chance = numbers(r"(\d+) units at random: test accuracy (.*)%", output)
-    assert plain > 94
-    assert chosen > plain - 4
-    assert chance < chosen - 6
-    assert count < 90
+    selection(output, count=128, selected="open", unit="units", loss=4, gain=6, most=90)
 
 
 def equinox_model(output):
