@@ -361,6 +361,7 @@ def _record(run: Run, member: Member, state: fsg.TrainState, started: dict[str, 
         "history": member.log.epochs,
         "gates": gates,
     }
+    member.checkpointer.wait()  # a run is finished when its weights are kept
     return member.folder.finish(record)
 
 
