@@ -109,11 +109,13 @@ TWINS = (
     *("vit_small", "vit_base", "vig_small", "vig_base"),
 )
 """Models that are another one of the table with other numbers: most of their tests are slow ones."""
+RELATIVES = ("resnet50", "resnet_att", "vig_tiny")
+"""Models made of parts of others, with test files of their own for what they add: so are most of the tests here."""
 
 
 def by_family(name: str, *values: Any, also: bool = False, **options: Any) -> Any:
-    """A parameter set for `pytest.mark.parametrize`, slow for the models in `TWINS`, and `also` where that holds."""
-    slow = (pytest.mark.slow,) if also or name in TWINS else ()
+    """A parameter set for `pytest.mark.parametrize`, slow for `TWINS` and `RELATIVES`, and `also` where that holds."""
+    slow = (pytest.mark.slow,) if also or name in TWINS + RELATIVES else ()
     return pytest.param(name, *values, marks=slow, **options)
 
 

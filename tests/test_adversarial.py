@@ -93,6 +93,7 @@ def network_images():
     return images(4, (*reduced.REDUCED["vgg_att"].size, 3))
 
 
+@pytest.mark.slow
 def test_pgd_is_at_least_as_strong_as_fgsm_on_a_network():
     x, (losses, attacks) = network_images(), network()
     found = attacks(x, jax.random.split(jax.random.key(0), 4))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reduced
 import tiny
+from cases import fast
 from PIL import Image
 
 import fsg_jax as fsg
@@ -64,7 +65,7 @@ def told(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "levels"), [("vgg_att", ["level2", "level3"]), ("vit_tiny", ["blocks_0", "blocks_1"])]
+    ("name", "levels"), fast([("vgg_att", ["level2", "level3"]), ("vit_tiny", ["blocks_0", "blocks_1"])])
 )
 def test_numbers_picture_and_page(models, frames, tmp_path, capsys, name, levels):
     run(models / name, frames, "--out", tmp_path, "--batch-size", 2, "--show", 2, code=1)

@@ -71,6 +71,7 @@ def test_equal_transforms_of_a_chain_draw_independently(key):
     assert 10 < restored < 54
 
 
+@pytest.mark.slow
 def test_the_usual_recipe_runs_in_one_jitted_function(key):
     recipe = augment.chain(
         augment.random_crop(4),

@@ -212,6 +212,7 @@ def test_options_are_what_they_say():
         parse(TrainArgs, TRAIN, ["digit", "--out", "x"])
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused(tmp_path):
     argv = ["digits", "--out", str(tmp_path), "--data.num-train", "128", "--resume"]
     args = parse(TrainArgs, TRAIN, argv)

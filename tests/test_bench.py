@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from cases import fast
 
 from experiments.bench import collectives, epochs
 from experiments.bench.__main__ import TABLE, bench, parse
@@ -110,7 +111,7 @@ def test_what_an_epoch_costs_beside_its_steps(tmp_path, monkeypatch):
     assert min(row["epoch"], row["steps"], row["validation"], row["end"]) > 0
 
 
-@pytest.mark.parametrize("suite", ["seeds", "dispatch"])
+@pytest.mark.parametrize("suite", fast(["dispatch", "seeds"]))
 def test_ways_to_dispatch(suite, tmp_path):
     run(replace(VIT, batch=1), suite, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / ROWS).read_text().splitlines()]

@@ -40,6 +40,7 @@ def test_a_budget_knows_the_runs_of_other_times(monkeypatch):
     assert time.allows("a", "a", 1)
 
 
+@pytest.mark.slow
 def test_parts_of_an_ablation_add_up(tmp_path, monkeypatch):
     experiment, arms = tiny.digits(train={"epochs": 1}), ("baseline",)
     first = tiny.ablation(experiment, arms, 1, tmp_path / "a")

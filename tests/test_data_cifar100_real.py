@@ -43,6 +43,7 @@ def load(folder, split, source, **options):
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_npz_is_the_official_split(copy_of, split):
     dataset = load(copy_of("npz"), split, "npz")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from cases import fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +72,7 @@ def plainly(dataset, seed, steps):
     return state, losses
 
 
-@pytest.mark.parametrize("dispatch", ["scan", "loop"])
+@pytest.mark.parametrize("dispatch", fast(["scan", "loop"]))
 def test_data_on_the_device_give_the_numbers_of_the_loader(dispatch):
     dataset = features()
     expected, losses = plainly(dataset, 0, 5)

@@ -33,6 +33,7 @@ def script(text: str, *args: object, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_interpreter_waits_for_a_save(tmp_path):
     done = script("fsg.Checkpointer(sys.argv[1]).save(new_state(), extra={'a': 1})", tmp_path / "a")
     assert done.returncode == 0

@@ -60,6 +60,7 @@ def test_every_configuration_trains(tmp_path, name):
     assert ((values > 0) & (values < 1)).all()
 
 
+@pytest.mark.slow
 def test_arms_start_alike_and_see_the_same():
     experiment = tiny.digits()
     init = {arm: make_task(experiment, arm).init for arm in ("baseline", "fsg_gr")}
@@ -152,6 +153,7 @@ RUINED_LOSS = ({"learning_rate": 1e12}, 3, r"loss.* at step 3;")
 RUINED_UPDATE = ({"name": "adamw", "learning_rate": 3e38, "weight_decay": 100.0}, 2, r"params/.* at step 2;")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "bad_step", "message"), [RUINED_LOSS, pytest.param(*RUINED_UPDATE, marks=pytest.mark.slow)]
 )
@@ -195,7 +197,8 @@ def test_how_a_run_is_carried_out_may_change_when_it_is_resumed(tmp_path):
         tiny.ablation(experiment, ("baseline",), 2, tmp_path / "ablation", together=2)
 
 
-@pytest.mark.parametrize("dispatch", [pytest.param("loop", marks=pytest.mark.slow), "scan"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["loop", "scan"])
 def test_data_on_the_device_give_the_same_run(tmp_path, dispatch):
     streamed = tiny.digits()
     resident = tiny.change(streamed, data=ON_DEVICE, train={"dispatch": dispatch})

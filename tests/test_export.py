@@ -83,7 +83,11 @@ def check(artifact, inputs, wanted):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("resnet50", "efficientnet_b0") else n for n in CASES]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("resnet50", "efficientnet_b0", "multistream") else n
+        for n in CASES
+    ],
 )
 def test_stablehlo_gives_the_outputs_of_the_model(tmp_path, name):
     model, variables, inputs, wanted = outputs(name)

@@ -66,6 +66,7 @@ def test_every_arm_starts_from_the_file_but_for_head_and_gates(tmp_path):
     assert not np.array_equal(heads[0], heads[2])
 
 
+@pytest.mark.slow
 def test_images_are_resized_and_normalised_as_the_weights_ask(tmp_path):
     task = make_task(experiment(save(tmp_path)), "baseline")
     state = task.init(jax.random.key(0))
@@ -76,6 +77,7 @@ def test_images_are_resized_and_normalised_as_the_weights_ask(tmp_path):
     assert task.validate(state)["loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_weights(tmp_path):
     config = experiment(save(tmp_path / "weights"), train={"epochs": 1, "test_on": "none"})
     record = train(config, "baseline", 0, tmp_path / "run")

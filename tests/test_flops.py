@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from cases import fast
 
 import fsg_jax as fsg
 
@@ -48,7 +49,7 @@ def flops(function, *args) -> float:
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("statistics", fast([True, False]))
 def test_a_frozen_backbone_costs_what_it_costs_by_hand(statistics):
     """Gates and head move; with frozen statistics the backbone runs as in evaluation."""
     pattern = "(params|batch_stats)/(layer|norm).*" if statistics else "params/(layer|norm).*"

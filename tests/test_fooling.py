@@ -160,6 +160,7 @@ def network(model, name="toy", variables=None):
     return Network(f"{name} seed 0", name, 0, tiny.digits(), restored)
 
 
+@pytest.mark.slow
 def test_the_rates_are_those_of_the_librarys_attacks():
     """Whatever the batches: the start of an image depends on its row alone."""
     toy, args = network(OneHot()), Args((), None, **SMALL)

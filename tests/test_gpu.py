@@ -16,8 +16,9 @@ import numpy as np
 import optax
 import pytest
 import reduced
+from cases import fast
 from golden_steps import distance, trained
-from reduced import by_family
+from reduced import TWINS
 
 import fsg_jax as fsg
 from fsg_jax.data import ImageDataset
@@ -79,7 +80,7 @@ def steps(request: pytest.FixtureRequest) -> Iterator[Steps]:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
-@pytest.mark.parametrize("name", [by_family(name) for name in list_models()])
+@pytest.mark.parametrize("name", fast(list_models(), lambda name: name not in TWINS))
 def test_golden_step(steps, name, dtype):
     """One routed step of every model against that of another library in float64."""
     changes, metrics = steps(name, dtype)

@@ -238,6 +238,7 @@ def test_a_run_as_a_source(runs):
     assert found.origin.startswith("digits baseline seed 0, step ")
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_and_predicts(runs, tmp_path, capsys):
     """The command on the run and on what is exported of it: the predictions of the model on the images themselves."""
     run = runs / "fsg" / "seed-0"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,14 +84,16 @@ def test_parameters_of_the_vit_of_the_paper():
     assert headed["gates"] == 4_608 + 192 + 128
 
 
-@pytest.mark.parametrize(("backbone", "features"), [("resnet34", 512), ("resnet50", 2048), ("efficientnet_b0", 1280)])
+@pytest.mark.parametrize(
+    ("backbone", "features"), fast([("resnet34", 512), ("resnet50", 2048), ("efficientnet_b0", 1280)])
+)
 def test_other_backbones_at_full_size(backbone, features):
     _, variables = count(64, ("rgb", "depth"), backbone=backbone, num_classes=3, gate=Gate)
     assert variables["gates"]["gate_embedding"]["logits"].shape == (2 * features,)
     assert variables["params"]["fc1"]["kernel"].shape == (2 * features, 128)
 
 
-@pytest.mark.parametrize("backbone", sorted(TINY))
+@pytest.mark.parametrize("backbone", fast(sorted(TINY), lambda name: name in ("efficientnet_b0", "vit_tiny")))
 @pytest.mark.parametrize("batch", [1, 3])
 def test_forward_keeps_the_batch_axis(backbone, batch):
     x = inputs(("rgb", "depth"), batch=batch)
@@ -101,6 +104,7 @@ def test_forward_keeps_the_batch_axis(backbone, batch):
         assert jax.eval_shape(call, variables, x)[0].shape == (batch, 1)
 
 
+@pytest.mark.slow
 def test_output_is_that_of_its_parts(key):
     """By hand: features of each stream, then the two gated layers."""
     x, streams = inputs(), ("rgb", "mask")

@@ -108,6 +108,7 @@ def test_native_files_are_complete(tmp_path):
     assert json.loads((sun / "SYNTHETIC.json").read_text())["synthetic"] is True
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_workers(tmp_path):
     one = digests(make(tmp_path / "one", "real-colon", workers=1))
     assert one == digests(make(tmp_path / "two", "real-colon", workers=2))

@@ -116,6 +116,7 @@ def test_html_is_self_contained(reported):
     assert not re.search(r"https?://|<link|<script|url\(|@import", html)
 
 
+@pytest.mark.slow
 def test_report_does_not_depend_on_the_order_of_runs(tmp_path, reported):
     folder, records, markdown, html = reported
     shutil.copytree(folder / "runs", tmp_path / "runs")
@@ -152,6 +153,7 @@ def test_the_class_of_a_polyp_is_that_of_its_mean_probability(tmp_path):
     assert len(polyp_metrics.classes(one, "frame", sizing.TRI_CLASS).polyp) == len(data["polyp"])
 
 
+@pytest.mark.slow
 def test_seeds_are_pooled_and_polyps_stay_the_clusters(tmp_path):
     records = [make_run(tmp_path, "fsg", RGB, fold, seed=seed) for fold in range(FOLDS) for seed in range(2)]
     data = pool(tmp_path, records)

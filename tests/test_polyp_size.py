@@ -176,6 +176,7 @@ def test_one_cache_serves_every_set_of_streams_and_folds_without_some_polyps(fol
                 np.testing.assert_array_equal(cached[row][name], value)
 
 
+@pytest.mark.slow
 def test_arms_start_alike_with_gates_for_streams_in_use_only(folders):
     config = experiment(folders["sun"], model={"streams": ("rgb", "depth")})
     base, gated = (make_task(config, arm).init(jax.random.key(0)) for arm in ("baseline", "fsg_gr"))
@@ -183,6 +184,7 @@ def test_arms_start_alike_with_gates_for_streams_in_use_only(folders):
     assert set(gated.gates) == {"rgb", "depth", "gate_embedding", "gate_hidden"}
 
 
+@pytest.mark.slow
 def test_panels_show_the_streams(folders, tmp_path):
     config = experiment(folders["sun"], model={"streams": ("rgb", "mask", "depth")})
     source, table = data.open_source(config.data, True), data.load_cohort(config.data).table

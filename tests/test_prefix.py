@@ -155,7 +155,7 @@ def assert_shared_equals_apart(model, data, tolerance=1e-5, **options):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b)
 
 
-SLOW = ("resnet", "resnet, gates in every block, rematerialised", "vit", "vit, bfloat16")
+SLOW = ("stochastic gates", "resnet", "resnet, gates in every block, rematerialised", "vit", "vit, bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_sharing_changes_nothing(name):
     "options",
     [
         {"gate_loss": lambda outputs, batch: 2 * fsg.losses.cross_entropy(outputs, batch)},
-        {"gate_every": 2},
+        pytest.param({"gate_every": 2}, marks=pytest.mark.slow),
         pytest.param({"penalty": fsg.gate_penalty("l1", 0.1)}, marks=pytest.mark.slow),
         pytest.param({"metrics": {}}, marks=pytest.mark.slow),
     ],

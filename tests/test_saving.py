@@ -125,6 +125,7 @@ def test_the_best_epoch_is_saved_before_any_later_one(tmp_path, monkeypatch, str
         assert (out / name).read_text() == (straight / name).read_text()
 
 
+@pytest.mark.slow
 def test_validation_every_three_epochs(tmp_path):
     experiment = tiny.digits(train={"epochs": 4, "validate_every": 3, "test_on": "best"})
     record = train(experiment, "baseline", 0, tmp_path / "third")
@@ -166,6 +167,7 @@ def test_what_older_runs_did_is_the_same_run():
     assert differences(then, now) == {"train.validate_every": (1, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dispatch", ["scan", pytest.param("loop", marks=pytest.mark.slow)])
 def test_seeds_compile_nothing_and_arms_share_their_evaluation(tmp_path, dispatch):
     compiled: list[str] = []

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import timm_weights
+from cases import fast
 from flax.traverse_util import flatten_dict, unflatten_dict
 from reduced import VGG_STAGES
 
@@ -50,7 +51,7 @@ def float64():
 
 
 @pytest.mark.parametrize("kind", [f"{score}_{how}" for score in ("dot", "pc") for how in NORMALISED])
-@pytest.mark.parametrize("key", ["m0", "m1"])
+@pytest.mark.parametrize("key", fast(["m1", "m0"]))
 def test_one_level(key, kind):
     z, (b, c, d, h, w) = goldens(), goldens()[f"{key}/shape"]
     score, how = kind.split("_", 1)
@@ -193,6 +194,7 @@ def test_the_full_width_networks_of_saoyan(key, taps, normalise):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["br3_dp", *map(slow, ("br1_dp", "br2_dp", "br3_pc"))])
 def test_gradients_summed_and_averaged(key):
     z, losses = goldens(), fsg.losses.cross_entropy
@@ -262,7 +264,7 @@ def maps_under(model, variables, x, query=None):
 
 
 @pytest.mark.parametrize("normalise", ["softmax", "sigmoid", "sigmoid_mean"])
-@pytest.mark.parametrize("score", ["dot", "additive", "additive_tanh"])
+@pytest.mark.parametrize("score", fast(["additive", "dot", "additive_tanh"]))
 def test_only_the_additive_score_with_softmax_ignores_the_query(score, normalise):
     """Its gradient is 0, to the bit, and another query changes no map; every other one does both."""
     model, variables, x = small(score=score, normalise=normalise)
@@ -303,6 +305,7 @@ def test_maps_at_the_start_are_soft_and_by_the_rule_of_the_released_code_nearly_
     assert largest["reference"] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [slow(jnp.float32), jnp.bfloat16])
 def test_maps_sum_to_one_at_any_size_from_the_least_on(dtype):
     with jax.enable_x64(False):
@@ -329,6 +332,7 @@ def test_too_small_images_are_told_the_least_size(name, least):
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, least, least, 3)))
 
 
+@pytest.mark.slow
 def test_the_control_has_the_trunk_and_no_attention():
     """The same trunk by the same seed; its class comes from the global descriptor alone."""
     (attentive, _, x), (control, weights, _) = small(), small(attention=None)

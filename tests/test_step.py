@@ -48,6 +48,7 @@ class TwoStreams(nn.Module):
         return Mlp(batch_norm=True, name="mlp")(jnp.concatenate([x["left"], x["right"]], 1), train=train)
 
 
+@pytest.mark.slow
 def test_several_input_streams_are_one_image():
     """A dict of streams gives what their concatenation gives, micro-batches and evaluation included."""
     data = batch(size=12)
@@ -116,6 +117,7 @@ def test_penalty_is_reported():
     assert metrics["penalty"] > 0
 
 
+@pytest.mark.slow
 def test_randomness_depends_on_the_step_and_the_key_alone():
     model = Mlp(dropout=0.5)
     step = train_step("sequential")

@@ -89,6 +89,7 @@ def test_the_command(runs, target, tmp_path, capsys):
     assert str(tmp_path) not in (out / "transfer.md").read_text().split("## Origin")[0]
 
 
+@pytest.mark.slow
 def test_features_are_what_the_head_classifies(runs):
     (network,) = read_networks([runs / "baseline" / "seed-1"], None)
     variables, images = network.restored.variables, load_digits("test").images[:70]

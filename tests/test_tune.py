@@ -93,6 +93,7 @@ def test_a_search_tries_the_configuration_first_and_reads_no_test_split(tmp_path
             search_in(plan(seeds=2, trials=2), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     straight = search_in(plan(trials=2), tmp_path / "straight")
     behind, reports = search.Search.is_behind, []
@@ -131,6 +132,7 @@ def test_trials_that_diverge_or_cannot_run_are_recorded_and_the_search_goes_on(t
     assert states["failed"] in report
 
 
+@pytest.mark.slow
 def test_a_trial_behind_the_others_is_pruned_but_not_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "make_pruner", lambda name, epochs: optuna.pruners.ThresholdPruner(lower=1.1))
     first, second = search_in(plan(trials=2, seeds=2), tmp_path)
@@ -193,6 +195,7 @@ def test_a_request_to_stop_reaches_the_search_and_the_run(tmp_path, monkeypatch)
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_another_search_in_the_folder_is_refused_by_key(tmp_path):
     search_in(plan(trials=1), tmp_path)
     longer = replace(plan(), experiment=tiny.digits(train={"epochs": 3}, data={"resident": "no"}))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import fast
 
 from experiments import xla_flags
 
@@ -43,7 +44,7 @@ def test_a_version_that_may_not_know_the_flag_is_not_given_it(monkeypatch, versi
     assert "XLA_FLAGS" not in os.environ
 
 
-@pytest.mark.parametrize("given", ["", "--xla_cpu_experimental_ynn_fusion_type=dot,individual_convolution"])
+@pytest.mark.parametrize("given", fast(["", "--xla_cpu_experimental_ynn_fusion_type=dot,individual_convolution"]))
 def test_xla_takes_the_flag(given):
     """The convolution is YNNPACK's only where the user asks for it."""
     environment = os.environ | {"XLA_FLAGS": given, "JAX_PLATFORMS": "cpu"}
