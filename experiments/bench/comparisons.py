@@ -102,8 +102,9 @@ def compare_with_torch(bench: Bench) -> None:
 
 
 def _torch_side(settings: Settings, model: str, two_passes: bool, compiled: bool) -> Side | str:
-    if find_spec("torch") is None:
-        return "not measured: PyTorch is not installed"
+    for package in ("torch", "timm") if model.startswith("efficientnet") else ("torch",):
+        if find_spec(package) is None:
+            return f"not measured: {package} is not installed"
     make = importlib.import_module("experiments.bench.torch_steps").torch_side
     state = make_state(settings, model, gated=two_passes, routing="sequential" if two_passes else "none")
     batch = jax_steps.make_batch(settings)

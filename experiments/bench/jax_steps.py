@@ -28,21 +28,22 @@ ADAMW = {"lr": 1e-3, "weight_decay": 0.05}
 
 def make_model(settings: Settings, name: str, *, gated: bool) -> nn.Module:
     """A model of the sizes of `settings`, float32 parameters, with sigmoid gates at their usual places or none."""
-    resnet = name.startswith("resnet")
-    sizes: dict[str, Any] = (
-        {"width": settings.width} if resnet else {"patch_size": 4, "depth": settings.depth, "dim": settings.dim}
-    )
+    sizes: dict[str, dict[str, Any]] = {
+        "resnet18": {"width": settings.width},
+        "vit_tiny": {"patch_size": 4, "depth": settings.depth, "dim": settings.dim},
+        "efficientnet_b0": {},
+    }
     options: dict[str, Any] = {"gate": fsg.Gate if gated else None, "dtype": jnp.dtype(settings.precision)}
-    return fsg.create_model(name, num_classes=settings.classes, **options, **sizes, **devices.model_options(name))
+    return fsg.create_model(name, num_classes=settings.classes, **options, **sizes[name], **devices.model_options(name))
 
 
 def make_optimizer(name: str, routing: str) -> Any:
-    """SGD with momentum for a ResNet, AdamW for a ViT; Adam for the gates if `routing` moves them apart."""
-    if name.startswith("resnet"):
+    """AdamW for a ViT, SGD with momentum for the others; Adam for the gates if `routing` moves them apart."""
+    if name.startswith("vit"):
+        weights = optax.adamw(ADAMW["lr"], weight_decay=ADAMW["weight_decay"])
+    else:
         sgd = optax.sgd(SGD["lr"], momentum=SGD["momentum"])
         weights = optax.chain(optax.add_decayed_weights(SGD["weight_decay"]), sgd)
-    else:
-        weights = optax.adamw(ADAMW["lr"], weight_decay=ADAMW["weight_decay"])
     return weights if routing == "none" else fsg.routed(params=weights, gates=optax.adam(GATE_LEARNING_RATE))
 
 

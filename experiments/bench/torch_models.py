@@ -1,5 +1,6 @@
-"""PyTorch twins of the library's ResNet and ViT, with the same gates; parameters have the same names."""
+"""PyTorch twins of the library's models, with the same gates; parameters of ResNet and ViT have the same names."""
 
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments.bench.settings import Settings
+from fsg_jax.pretrained.names import LEAVES, to_torch, torch_names
+
+SQUEEZE = ("se.conv_reduce.weight", "se.conv_expand.weight")
+"""Dense layers of the library that are 1x1 convolutions in timm."""
 
 
 class Gate(nn.Module):
@@ -120,8 +125,25 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x)[:, 0]))
 
 
+def efficientnet_b0(classes: int, gated: bool) -> nn.Module:
+    """timm's; a gate after each stage if `gated`.
+
+    Raises:
+      ImportError: timm is not installed.
+    """
+    import timm
+
+    model = timm.create_model("efficientnet_b0", num_classes=classes)
+    for stage in model.blocks if gated else []:
+        channels = [layer.num_features for layer in stage.modules() if isinstance(layer, nn.BatchNorm2d)][-1]
+        stage.add_module("gate", Gate(channels))
+    return model
+
+
 def make_model(settings: Settings, name: str, *, gated: bool) -> nn.Module:
     """The twin of `experiments.bench.jax_steps.make_model`."""
+    if name.startswith("efficientnet"):
+        return efficientnet_b0(settings.classes, gated)
     if name.startswith("resnet"):
         return resnet18(settings.width, settings.classes, gated)
     return ViT(settings.image, settings.dim, settings.depth, 3, settings.classes, gated)
@@ -133,17 +155,16 @@ def load_variables(model: nn.Module, variables: Any) -> None:
     Raises:
       ValueError: a parameter or running statistic has no match.
     """
+    of_timm = torch_names(variables) if hasattr(model, "conv_stem") else {}
     tensors = {}
-    for (collection, *modules, leaf), value in flatten_dict(dict(variables)).items():
-        array = np.asarray(value)
-        if leaf == "kernel":
-            array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
-        leaf = (
-            f"running_{leaf}"
-            if collection == "batch_stats"
-            else {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
-        )
-        tensors[".".join([*modules, leaf]).replace("blocks_", "blocks.")] = torch.from_numpy(array.copy())
+    for path, value in flatten_dict(dict(variables)).items():
+        _, *modules, leaf = path
+        if of_timm:
+            name = re.sub(r"^gate(\d)", lambda match: f"blocks.{int(match[1]) - 1}.gate", of_timm[path])
+        else:
+            name = ".".join([*modules, LEAVES.get(leaf, leaf)]).replace("blocks_", "blocks.")
+        tensor = torch.from_numpy(to_torch(path, np.asarray(value)).copy())
+        tensors[name] = tensor[:, :, None, None] if name.endswith(SQUEEZE) else tensor
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:

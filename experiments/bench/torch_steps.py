@@ -79,7 +79,7 @@ def make_optimizers(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
     """The Adam of the gates if there are any, then the optimizer of the weights; settings as in `jax_steps`."""
     gates = [p for n, p in model.named_parameters() if n.endswith("logits")]
     weights = [p for n, p in model.named_parameters() if not n.endswith("logits")]
-    kind, options = (torch.optim.SGD, SGD) if name.startswith("resnet") else (torch.optim.AdamW, ADAMW)
+    kind, options = (torch.optim.AdamW, ADAMW) if name.startswith("vit") else (torch.optim.SGD, SGD)
     fused = True if torch.cuda.is_available() else None
     adam = [torch.optim.Adam(gates, GATE_LEARNING_RATE, fused=fused)] if gates else []
     return [*adam, kind(weights, **options, fused=fused)]
