@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from torchvision_operators import declare_missing_operators
 
 import fsg_jax as fsg
 from experiments.bench.comparisons import compare_with_torch
@@ -19,6 +20,14 @@ from experiments.bench.torch_models import load_variables, make_model  # noqa: E
 from experiments.bench.torch_steps import torch_side  # noqa: E402
 
 SETTINGS = replace(default_settings("cpu", smoke=True), image=16, batch=8, dim=24)
+LARGER = replace(SETTINGS, image=64)
+"""For EfficientNet: below it, BatchNorm over the single pixels of 8 images makes much of the last digit."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable_torchvision():
+    """Of which timm takes a part."""
+    declare_missing_operators()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,9 +49,10 @@ def test_parameter_counts(model, gated):
 
 def losses(model, routing, steps):
     """Of both sides, from the same weights on the same batch, before each of some steps."""
-    gated, batch = routing != "none", make_batch(SETTINGS)
-    state = make_state(SETTINGS, model, gated=gated, routing=routing)
-    peer = torch_side(SETTINGS, model, state.variables, batch, two_passes=gated, compiled=False)
+    settings = LARGER if model.startswith("efficientnet") else SETTINGS
+    gated, batch = routing != "none", make_batch(settings)
+    state = make_state(settings, model, gated=gated, routing=routing)
+    peer = torch_side(settings, model, state.variables, batch, two_passes=gated, compiled=False)
     step, ours = fsg.make_train_step(fsg.losses.cross_entropy, routing), []
     for _ in range(steps):
         state, metrics = step(state, batch)
