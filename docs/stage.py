@@ -22,6 +22,7 @@ from pathlib import Path
 import drawing
 
 import fsg_jax
+from experiments import xla_flags
 
 ROOT = Path(__file__).parents[1]
 DOCS, EXAMPLES, RESULTS, PAGES = ROOT / "docs", ROOT / "examples", ROOT / "experiments/results", ROOT / "build/pages"
@@ -69,6 +70,7 @@ def on_site(text: str) -> str:
 
 def stage_page(path: Path) -> None:
     """Runs a page; links that leave the folder become those of the site."""
+    xla_flags.compile_quickly()
     text = run_blocks(path.read_text(), str(path.relative_to(ROOT)))
     text = re.sub(r"\]\(notebooks/(\w+)\.py\)", r"](notebooks/\1.md)", text)
     text = on_site(text)
@@ -86,6 +88,7 @@ def stage_notebook(path: Path) -> None:
     from nbconvert.preprocessors import ExecutePreprocessor
 
     os.environ.pop(QUICK, None)
+    xla_flags.compile_quickly(xla_flags.ONE_PART)
     notebook = jupytext.read(path)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     ExecutePreprocessor(timeout=300, coalesce_streams=True).preprocess(notebook, {"metadata": {"path": str(ROOT)}})

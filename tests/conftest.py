@@ -8,20 +8,17 @@ import gc
 import os
 import shutil
 import sys
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+from experiments import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/d/xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") and version("jaxlib").startswith("0.10."):
-    # XLA's older code generator compiles small programs in a third of the time; without AVX2 it does not fuse a product
-    # and a sum into one rounding, here but not there. Splitting programs for parallel compilation doubles the work. A
-    # jaxlib without the flags would stop.
-    flags = ("use_fusion_emitters=false", "max_isa=AVX", "parallel_codegen_split_count=1")
-    os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_cpu_{flag}" for flag in flags))
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
+    xla_flags.compile_quickly()
 
 import jax
 import pytest
