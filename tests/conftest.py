@@ -19,6 +19,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
     xla_flags.compile_quickly()
+else:
+    xla_flags.compile_quickly(xla_flags.ONE_PART)
 
 import jax
 import pytest

@@ -20,7 +20,6 @@ digits --arm fsg_gr --seed 1 --model.width 4 --data.num-train 600 --data.augment
 """
 BY_STEPS = ("--train.checkpoint-every", "4", "--train.checkpoint-every-seconds", "0")
 BY_CLOCK = ("--train.checkpoint-every-seconds", "0.25", "--train.validate-every", "3", "--train.test-on", "best")
-KILLS = 10
 
 
 def run(out: Path, cache: Path, options: tuple[str, ...], stop: tuple[int, int] | None = None) -> int:
@@ -63,26 +62,39 @@ def assert_same_run(a: Path, b: Path) -> None:
         np.testing.assert_array_equal(value, right[name], err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, cache):
+    """The run that nothing stops, saved by steps."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    finish(out, cache)
+    return out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [BY_STEPS, BY_CLOCK], ids=["steps", "clock"])
-def test_ten_kills_leave_no_trace(tmp_path, options):
-    cache, straight, killed = tmp_path / "cache", tmp_path / "straight", tmp_path / "killed"
-    finish(straight, cache, options)
+@pytest.mark.parametrize(("options", "kills"), [(BY_STEPS, 10), (BY_CLOCK, 5)], ids=["steps", "clock"])
+def test_kills_leave_no_trace(tmp_path, cache, straight, options, kills):
+    killed = tmp_path / "killed"
+    if options != BY_STEPS:
+        finish(straight := tmp_path / "straight", cache, options)
     rng = random.Random(0)
     mid_save = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         kill_at(killed, cache, rng.randint(1, 150), options)
         mid_save += any("tmp" in p.name for p in (killed / "checkpoints").glob("*"))
     finish(killed, cache, options)
-    print(f"{KILLS} kills, {mid_save} of them while a checkpoint was being written")
+    print(f"{kills} kills, {mid_save} of them while a checkpoint was being written")
     assert mid_save > 0
     assert_same_run(straight, killed)
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_costs_steps_but_not_exactness(tmp_path):
-    cache, straight, killed = tmp_path / "cache", tmp_path / "straight", tmp_path / "killed"
-    finish(straight, cache)
+def test_a_damaged_newest_checkpoint_costs_steps_but_not_exactness(tmp_path, cache, straight):
+    killed = tmp_path / "killed"
     kill_at(killed, cache, 250)
     newest = max((p for p in (killed / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     shutil.rmtree(newest / "state" / "d")
@@ -92,9 +104,8 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_not_exactness(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_polite_stop_is_exact_too(tmp_path):
-    cache, straight, stopped = tmp_path / "cache", tmp_path / "straight", tmp_path / "stopped"
-    finish(straight, cache)
+def test_a_polite_stop_is_exact_too(tmp_path, cache, straight):
+    stopped = tmp_path / "stopped"
     assert run(stopped, cache, BY_STEPS, (signal.SIGINT, 100)) == 130
     assert "--resume" in (tmp_path / "stopped.log").read_text()
     finish(stopped, cache)

@@ -272,8 +272,8 @@ def test_the_commands_as_a_user_types_them(tmp_path):
         "cache index --out cache --size 32 --depth-root raw/depth",
         "ablate polyp_phantom --data.index index --data.splits splits.csv --data.depth-root raw/depth "
         "--data.cache cache --data.frame-size 32 --data.input-size 32 --model.width 2 --train.epochs 1 "
-        "--optimizer.warmup-epochs 0 --train.batch-size 3 --streams rgb+depth --arms baseline fsg_gr --out runs "
-        "--add-arm narrow from=fsg_gr model.hidden=8 loss.gamma=2.0",
+        "--optimizer.warmup-epochs 0 --train.batch-size 3 --streams rgb+depth --folds 0 --arms baseline fsg_gr "
+        "--out runs --add-arm narrow from=fsg_gr model.hidden=8 loss.gamma=2.0",
         "report runs",
     )
     root = str(Path(__file__).parent.parent)
