@@ -48,7 +48,23 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Any, padding: A
         # Pixels are rows of one matrix: the gradient of the kernel would else sum over three axes, which is slower.
         flat = lax.dot(lhs.reshape(-1, lhs.shape[-1]), rhs[0, 0])
         return flat.reshape(*lhs.shape[:-1], rhs.shape[-1])
+    lhs, padding = _pad_safely(lhs, rhs, padding)
     return _convolve(lhs, rhs, strides, padding)
+
+
+def _pad_safely(x: Images, kernel: Kernel, padding: Pairs) -> tuple[Images, Pairs]:
+    """`x`, and what is left of its padding: from 0 to one less than the kernel before each row and column.
+
+    XLA's CPU backend reads beyond images that are cropped at their start and padded at their end (openxla/xla#48713), as
+    those of a gradient are where the padding is larger.
+    """
+    before = [low for low, _ in padding]
+    kept = [min(max(low, 0), k - 1) for low, k in zip(before, kernel.shape[:2], strict=True)]
+    if before != kept:
+        x = x[:, max(-before[0], 0) :, max(-before[1], 0) :]
+        more = [max(low, 0) - rest for low, rest in zip(before, kept, strict=True)]
+        x = jnp.pad(x, [(0, 0), (more[0], 0), (more[1], 0), (0, 0)])
+    return x, tuple((low, high) for low, (_, high) in zip(kept, padding, strict=True))
 
 
 def _is_plain(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
