@@ -55,7 +55,7 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Any, padding: A
 def _pad_safely(x: Images, kernel: Kernel, padding: Pairs) -> tuple[Images, Pairs]:
     """`x`, and what is left of its padding: from 0 to one less than the kernel before each row and column.
 
-    XLA's CPU backend reads beyond images that are cropped at their start and padded at their end (openxla/xla#48713), as
+    XLA's CPU backend reads beyond images that are cropped at their start and padded at their end (openxla/xla#48713);
     those of a gradient are where the padding is larger.
     """
     before = [low for low, _ in padding]
