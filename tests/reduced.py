@@ -27,7 +27,7 @@ class Reduced:
       size: height and width of its images, unequal so that exchanged axes are seen.
       channels: of its images by stream; empty if it takes one image.
       noise: of changes in a training step, times that of other models: norms over the few rows of a batch scale it up.
-        Processors round differently; it is half as much again as the largest that one of them was seen to have.
+        Processors round differently; it is about half as much again as the largest that one of them was seen to have.
       shifts: pattern of the leaves that only shift what a 1x1 convolution and BatchNorm then take the mean from, so
         that their gradient is 0 in training.
     """
@@ -83,7 +83,7 @@ REDUCED = {
     "resnet_att": Reduced(
         {"depth": 11, "width": 4, "conv_dropout": 0.0, **ATTENTION, "score": "additive_tanh"},
         tuple({"gate_placement": place} for place in ("stage", "residual", "hidden")),
-        noise=15.0,
+        noise=5.0,
         shifts="params/g_conv/bias",
     ),
     "vit_tiny": Reduced({"patch_size": 4, "dim": 24, "depth": 2}, ALL_PLACEMENTS),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast
 
 from fsg_jax import augment
 
@@ -31,7 +32,7 @@ def make_batch(dtype=np.float32, count=10):
 SLOW = ("trivial_augment", "mixup_or_cutmix")  # one operation after another
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in TRANSFORMS])
+@pytest.mark.parametrize("name", fast(TRANSFORMS, lambda name: name not in SLOW))
 def test_jit_changes_nothing_and_the_input_is_left_alone(key, name):
     batch, before = make_batch(), make_batch()
     eager, jitted = TRANSFORMS[name](key, batch), jax.jit(TRANSFORMS[name])(key, batch)

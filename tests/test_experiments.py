@@ -154,9 +154,7 @@ RUINED_UPDATE = ({"name": "adamw", "learning_rate": 3e38, "weight_decay": 100.0}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("optimizer", "bad_step", "message"), [RUINED_LOSS, pytest.param(*RUINED_UPDATE, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("optimizer", "bad_step", "message"), [RUINED_LOSS, RUINED_UPDATE])
 def test_training_that_blows_up_stops_and_keeps_the_last_good_checkpoint(
     tmp_path, capsys, optimizer, bad_step, message
 ):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reduced
+from cases import fast
 
 from fsg_jax.pretrained.artifacts import export_onnx, export_stablehlo, load_artifact
 
@@ -82,13 +83,7 @@ def check(artifact, inputs, wanted):
         np.testing.assert_allclose(found, wanted[rows], atol=1e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.slow) if n in ("resnet50", "efficientnet_b0", "multistream") else n
-        for n in CASES
-    ],
-)
+@pytest.mark.parametrize("name", fast(CASES, lambda name: name in ("resnet18", "vit_tiny")))
 def test_stablehlo_gives_the_outputs_of_the_model(tmp_path, name):
     model, variables, inputs, wanted = outputs(name)
     facts = export_stablehlo(tmp_path, model, variables, inputs)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import fast
 from foreign import FOREIGN, TX, batch
 from reduced import REDUCED, by_family, reduced
 from reduced import inputs as images_of
@@ -42,9 +43,7 @@ def test_a_step_keeps_the_layout_of_the_state(name):
 RUN = ["sown", "stacked", "function"]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in RUN else pytest.param(name, marks=pytest.mark.slow) for name in FOREIGN]
-)
+@pytest.mark.parametrize("name", fast(FOREIGN, lambda name: name in RUN))
 def test_three_steps_move_the_gates_and_compile_once(name):
     case, data = FOREIGN[name], batch()
     state = foreign.state(case)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import fast
 from toy import Mlp, batch, new_state, two_optimizers
 
 import fsg_jax as fsg
@@ -158,9 +159,7 @@ def assert_shared_equals_apart(model, data, tolerance=1e-5, **options):
 SLOW = ("stochastic gates", "resnet", "resnet, gates in every block, rematerialised", "vit", "vit, bfloat16")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS]
-)
+@pytest.mark.parametrize("name", fast(MODELS, lambda name: name not in SLOW))
 def test_sharing_changes_nothing(name):
     model = MODELS[name]()
     assert_shared_equals_apart(model, data_for(name), 2e-2 if "bfloat16" in name else 1e-5)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm_weights
 import torch_format
+from cases import fast
 from flax.traverse_util import flatten_dict
 from google_vit import google_vit
 from scipy import ndimage
@@ -68,9 +69,7 @@ def differences(a, b):
     return [path for path in a if np.asarray(a[path]).tobytes() != np.asarray(b[path]).tobytes()]
 
 
-@pytest.mark.parametrize(
-    "key", [pytest.param(k, marks=() if k in QUICK else (pytest.mark.slow,)) for k in sorted(GOLDENS)]
-)
+@pytest.mark.parametrize("key", fast(sorted(GOLDENS), lambda key: key in QUICK))
 def test_logits_of_timm(tmp_path, key):
     """Goldens of timm in float64, its weights read from a file; without PyTorch."""
     golden = GOLDENS[key]

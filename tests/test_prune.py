@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast
 from flax.traverse_util import flatten_dict
 from reduced import REDUCED, inputs, reduced, variables
 from test_fold import Tabular, difference, random_gates, table
@@ -33,9 +34,7 @@ def compiled_flops(model, weights, x):
 SOME = ("resnet18", "vit_tiny")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
-)
+@pytest.mark.parametrize("name", fast(list_models(), lambda name: name in SOME))
 def test_pruned_is_masked(name):
     model, weights = hidden(name)
     x, share = inputs(name), 0.9 if name == "multistream" else 0.7
@@ -58,14 +57,7 @@ def test_pruned_is_masked(name):
 
 @pytest.mark.parametrize(
     ("name", "score"),
-    [
-        ("resnet50", "random"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("resnet50", "magnitude"), ("efficientnet_b0", "random"), ("efficientnet_b0", "magnitude"))
-        ),
-        *(pytest.param("vit_tiny", score, marks=pytest.mark.slow) for score in ("magnitude", "random")),
-    ],
+    fast((name, score) for name in ("resnet50", "efficientnet_b0", "vit_tiny") for score in ("random", "magnitude")),
 )
 def test_models_without_gates(name, score):
     model, weights = hidden(name, None)

@@ -499,9 +499,7 @@ def test_what_the_records_say_is_text_in_both_pages(tmp_path, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "backend", [pytest.param("module://matplotlib_inline.backend_inline", marks=pytest.mark.slow), "foo"]
-)
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "foo"])
 def test_no_command_depends_on_the_backend(tmp_path, backend):
     code = """
         import os, sys

@@ -168,7 +168,7 @@ def test_what_older_runs_did_is_the_same_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatch", ["scan", pytest.param("loop", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dispatch", ["scan", "loop"])
 def test_seeds_compile_nothing_and_arms_share_their_evaluation(tmp_path, dispatch):
     compiled: list[str] = []
 

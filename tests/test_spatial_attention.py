@@ -195,7 +195,7 @@ def test_the_full_width_networks_of_saoyan(key, taps, normalise):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ["br3_dp", *map(slow, ("br1_dp", "br2_dp", "br3_pc"))])
+@pytest.mark.parametrize("key", ["br1_dp", "br2_dp", "br3_dp", "br3_pc"])
 def test_gradients_summed_and_averaged(key):
     z, losses = goldens(), fsg.losses.cross_entropy
     names = list(map(str, z[f"{key}/param_names"]))
@@ -306,7 +306,7 @@ def test_maps_at_the_start_are_soft_and_by_the_rule_of_the_released_code_nearly_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [slow(jnp.float32), jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_maps_sum_to_one_at_any_size_from_the_least_on(dtype):
     with jax.enable_x64(False):
         model, variables, _ = small(dtype=dtype, score="dot")

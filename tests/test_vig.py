@@ -153,15 +153,15 @@ def test_arms_leave_out_their_weights(options):
 
 def test_the_fast_depthwise_convolution_computes_the_same():
     mixer, weights, x = mixer_and_weights()
-    fast = mixer.clone(conv=partial(nn.Conv, conv_general_dilated=conv_general_dilated))
+    ours = mixer.clone(conv=partial(nn.Conv, conv_general_dilated=conv_general_dilated))
     expected = mixer.apply(weights, x, grid=(3, 4))
-    np.testing.assert_allclose(fast.apply(weights, x, grid=(3, 4)), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours.apply(weights, x, grid=(3, 4)), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [pytest.param("vig_tiny", {(37, 30): (10, 8)}, marks=pytest.mark.slow), ("vit_tiny", {(36, 32): (9, 8)})],
+    [("vig_tiny", {(37, 30): (10, 8)}), ("vit_tiny", {(36, 32): (9, 8)})],
 )
 def test_images_of_other_sizes(name, sizes):
     """The table is resized by the rule of the model; images of the first size are left as they were."""
@@ -229,8 +229,8 @@ def test_output_gate_of_the_input(name, kind, values):
     ("name", "output_gate"),
     [
         ("vit_tiny", "elementwise"),
-        pytest.param("vit_tiny", "headwise", marks=pytest.mark.slow),
-        pytest.param("vig_tiny", "headwise", marks=pytest.mark.slow),
+        ("vit_tiny", "headwise"),
+        ("vig_tiny", "headwise"),
     ],
 )
 def test_pruning_with_an_output_gate(name, output_gate):
