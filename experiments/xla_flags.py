@@ -13,7 +13,7 @@ KNOWN = ((0, 10), (0, 13))
 def speed_up_convolutions() -> None:
     """On a CPU, convolutions by XLA's other kernels, which use all cores: call it before JAX computes anything.
 
-    Measured by ``python -m experiments.bench convolutions``; see experiments/results.
+    Measured by ``python -m experiments.bench layers``; see experiments/results.
     """
     given = os.environ.get("XLA_FLAGS", "")
     if KERNELS not in given and KNOWN[0] <= _release("jaxlib") < KNOWN[1]:

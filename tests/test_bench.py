@@ -17,8 +17,8 @@ from cases import fast
 from experiments.bench import collectives, epochs
 from experiments.bench.__main__ import TABLE, bench, parse
 from experiments.bench.comparisons import MODES, STEP, _over_first, _waiting, compare
-from experiments.bench.convolution_times import OPERATIONS, resnet18_convs
 from experiments.bench.jax_steps import make_state
+from experiments.bench.layer_times import OPERATIONS, layers_of
 from experiments.bench.measurements import ROWS, Bench, read_rows
 from experiments.bench.settings import default_settings
 from experiments.bench.suites import SUITES, render
@@ -143,26 +143,39 @@ def test_a_failed_compilation_is_told_in_one_line(monkeypatch, tmp_path):
         collectives.count_collectives(Bench(VIT, tmp_path, "cpu"))
 
 
-def test_convolutions_are_those_of_the_model():
-    params = make_state(RESNET, "resnet18").params
-    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
-    convs = resnet18_convs(RESNET.width, RESNET.image)
-    assert sum(conv.occurrences for conv in convs) == len(kernels)
-    assert sum(c.occurrences * c.kernel**2 * c.inputs * c.outputs for c in convs) == sum(k.size for k in kernels)
-    assert sum(conv.occurrences - conv.after_gate for conv in convs) == 5  # the stem and the four of the first stage
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_layers_are_those_of_the_model(name):
+    state = jax.eval_shape(lambda: make_state(RESNET, name))
+    kernels = [leaf for leaf in jax.tree.leaves(state.params) if leaf.ndim == 4]
+    layers = layers_of(RESNET, name)
+    convs = [layer for layer in layers if "convolution" in layer.kind]
+    assert sum(layer.count for layer in convs) == len(kernels)
+    channels = [(c.shape[-1] // c.module.feature_group_count, c.count * c.module.features * c.kernel**2) for c in convs]
+    assert sum(inputs * rest for inputs, rest in channels) == sum(k.size for k in kernels)
+    norms = [layer for layer in layers if "BatchNorm" in layer.kind]
+    assert 2 * sum(layer.count * layer.shape[-1] for layer in norms) == sum(
+        leaf.size for leaf in jax.tree.leaves(state.batch_stats)
+    )
+    first = {"resnet18": 5, "efficientnet_b0": 3}[name]  # the stem and the convolutions of the first stage
+    assert sum(layer.count - layer.after_gate for layer in convs) == first
+    assert [layer.image for layer in layers] == [True] + [False] * (len(layers) - 1)
 
 
 @pytest.mark.slow
-def test_convolutions(tmp_path):
-    total = run(RESNET, "convolutions", tmp_path)["XLA"]
-    rows = [row for row in read_rows(tmp_path / ROWS) if row["side"] == "XLA" and "count" in row]
-    assert sum(row["count"] for row in rows) == 20
-    every = sum(row["count"] * row[name] for row in rows for name in OPERATIONS)
-    plain = every - rows[0]["input gradient"]  # the images need none
-    assert total["plain step"] == pytest.approx(plain)
-    assert total["two full passes"] == pytest.approx(2 * plain)
-    after = sum(row["count"] * (row["forward"] + row["input gradient"]) for row in rows[2:])
-    assert total["sequential step"] == pytest.approx(plain + after)
+def test_layers(tmp_path):
+    run(RESNET, "layers", tmp_path)
+    rows = {row["case"]: row for row in read_rows(tmp_path / ROWS) if row["side"] == "JAX"}
+    for kind in ("convolution", "1x1 convolution", "BatchNorm and activation"):
+        total = next(row for case, row in rows.items() if case.startswith(f"every {kind}"))
+        plain = again = 0.0
+        for layer in layers_of(RESNET, "resnet18"):
+            if layer.kind == kind:
+                forward, inputs, weights = (rows[layer.label("float32")].get(name, 0) for name in OPERATIONS)
+                plain += layer.count * (forward + weights + inputs * (not layer.image))  # nobody needs the images'
+                again += layer.after_gate * (forward + inputs)
+        assert total["plain step"] == pytest.approx(plain)
+        assert total["sequential step"] == pytest.approx(plain + again)
+        assert total["two full passes"] == pytest.approx(2 * plain)
 
 
 class Clock:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from experiments.bench import collectives, comparisons, epochs
+from experiments.bench import layer_times as layers
 from experiments.bench import sequence_lengths as lengths
-from experiments.bench.convolution_times import OPERATIONS, STEPS, time_convolutions
 from experiments.bench.measurements import Bench, Column, Row, number, prefixed, table
 
 
@@ -105,14 +105,16 @@ SUITES = {
             ("end of the run, ms", number("{:.0f}", 1e3, "end")),
         ],
     ),
-    "convolutions": Suite(
-        time_convolutions,
-        "Each operation by itself; sums weigh it by how often a step needs it. A sequential step needs, of the "
-        "convolutions after the first gate, forward and input gradient twice, and all the rest once.",
+    layers.SUITE: Suite(
+        layers.time_layers,
+        "Each layer of a convolutional network by itself. JAX: the module of the model, compiled; PyTorch: not "
+        "compiled. The input gradient of BatchNorm has those of scale and bias in it. Sums weigh every operation by "
+        "how often a step needs it; a sequential step needs, after the first gate, forward and input gradient twice, "
+        "and all the rest once.",
         [
             COUNT,
-            *((f"{name}, ms", number("{:.3g}", 1e3, name)) for name in OPERATIONS),
-            *((f"{name}, ms", number("{:.4g}", 1e3, name)) for name in STEPS),
+            *((f"{name}, ms", number("{:.3g}", 1e3, name)) for name in layers.OPERATIONS),
+            *((f"{name}, ms", number("{:.4g}", 1e3, name)) for name in layers.STEPS),
         ],
     ),
     lengths.TOKENS: Suite(
