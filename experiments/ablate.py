@@ -37,7 +37,7 @@ from experiments.run_folder import (
     sound_record,
     writing_to,
 )
-from experiments.task import make_task
+from experiments.task import make_task, release_programs_if_many
 from experiments.train import train_together
 from fsg_jax._checks import check_positive
 from fsg_jax._files import read_json, write_json, write_text
@@ -74,8 +74,8 @@ def ablate(args: AblateArgs) -> list[Any]:
     if not arms or len(set(arms)) < len(arms):
         raise UserError(f"--arms: expected one or more distinct arms, found {' '.join(arms)}")
     variants = args.experiment.variants(args.streams, args.folds)
-    tasks = [make_task(variant.experiment, arm) for fold in variants for variant in fold for arm in arms]
-    together = tasks[0].seeds_together if args.together is None else args.together
+    suits = [make_task(variant.experiment, arm).seeds_together for fold in variants for variant in fold for arm in arms]
+    together = suits[0] if args.together is None else args.together
     check_bounded("--together", together, 1, 10_000)
     numbers = range(args.first_seed, args.first_seed + seeds)
     groups = list(schedule(variants, arms, numbers, together, args.out))
@@ -93,6 +93,7 @@ def ablate(args: AblateArgs) -> list[Any]:
             each = max(each, *(_took(path).seconds for path in left))  # a run that was resumed took longer
             budget.add(Took(left[0].parent, each, compiling), program=group[:2])
         devices.on_first(lambda: collect(args.out))
+        release_programs_if_many()
     records = devices.on_first(lambda: collect(args.out)) or []
     unfinished.report()
     return records

@@ -5,7 +5,6 @@ configuration. The test split is not read. ``--resume`` continues, and several p
 share the trials between them.
 """
 
-import gc
 import json
 import shutil
 import time
@@ -28,7 +27,7 @@ from experiments.run_log import EPOCHS
 from experiments.search import TRIALS, ClaimedTrial, Search, make_pruner
 from experiments.space import choose, resolve, spell
 from experiments.stop import StopRequest
-from experiments.task import make_task
+from experiments.task import make_task, release_programs
 from experiments.train import OnEpoch, train
 from fsg_jax._files import parse_json, read_json, read_text, write_json, write_text
 
@@ -124,8 +123,7 @@ def run_trial(
         }
         with writing_to(claimed.path):
             write_json(file, seal(record))
-    make_task.cache_clear()
-    gc.collect()  # the programs compiled for earlier trials refer to themselves
+    release_programs()
     for checkpoints in claimed.path.glob("*/checkpoints"):
         shutil.rmtree(checkpoints)
     return check_record(read_json(file), file)

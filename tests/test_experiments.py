@@ -1,6 +1,8 @@
 """Runs and ablations end to end, on configurations that are shrunk but otherwise as they are."""
 
 import json
+import mmap
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 import tiny
 
 import fsg_jax as fsg
-from experiments import build, devices
+from experiments import build, devices, task
 from experiments.ablate import run_path
 from experiments.classification import load_splits
 from experiments.config import ARMS, Experiment, Optimizer, describe, flatten
@@ -139,6 +141,32 @@ def test_runs_that_blow_up_do_not_end_the_ablation(tmp_path, together):
         tiny.ablation(experiment, arms, 2, tmp_path, together=together)
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(record["arm"], record["seed"]) for record in records] == [("baseline", 0), ("baseline", 1)]
+
+
+@pytest.mark.slow
+def test_programs_of_earlier_arms_are_released_before_memory_maps_run_out(monkeypatch, tmp_path):
+    programs: list[int] = []
+
+    def share() -> float:
+        programs.append(len(jax.devices()[0].client.live_executables()))
+        return 1.0
+
+    monkeypatch.setattr(task, "share_of_memory_maps", share)
+    arms = {f"rate{i}": (("optimizer.learning_rate", i / 100),) for i in range(1, 5)}
+    experiment = replace(tiny.digits(), added_arms=tuple((arm, changes) for arm, changes in arms.items()))
+    tiny.ablation(experiment, tuple(arms), 1, tmp_path / "out")
+    assert len(programs) == 4
+    assert programs[1] == programs[2] == programs[3], "only the programs of the last arm, and those of all"
+
+
+def test_memory_maps_are_counted():
+    before = devices.share_of_memory_maps()
+    pages = [mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE * (i % 2)) for i in range(500)]
+    after = devices.share_of_memory_maps()
+    for page in pages:
+        page.close()
+    assert after >= before + 400 / 2**20  # Linux allows 65,530 unless it is told otherwise
+    assert 0 < before < after < 1
 
 
 @pytest.mark.slow
