@@ -96,12 +96,7 @@ def reference(gate: Pass, main: Pass, clip: tuple[float | None, float | None] = 
     ]
 
 
-ROUTINGS: Mapping[str, Any] = {
-    "none": single_optimizer,
-    "joint": joint,
-    "sequential": sequential,
-    "reference": reference,
-}
+ROUTINGS: Mapping[str, Any] = dict(none=single_optimizer, joint=joint, sequential=sequential, reference=reference)
 """The modes by name: functions that put a gate pass and a main pass in order."""
 
 
@@ -214,13 +209,11 @@ def gate_pass(
         of_gates = set(jax.tree.leaves(labels[GATES]))
         mixed = of_gates & set(jax.tree.leaves({k: v for k, v in labels.items() if k != GATES}))
         expect(not mixed or mixed == everything, "labels", "labels of their own for gates", f"shared {sorted(mixed)}")
-        found = "one for both; use fsg.routed(params=..., gates=...), or routing='none'"
-        expect(
-            not (of_gates and mixed) or routing == "none",
-            f"routing {routing!r}",
-            "optimizers for gates and weights",
-            found,
+        apart, found = (
+            not (of_gates and mixed),
+            "one for both; use fsg.routed(params=..., gates=...), or routing='none'",
         )
+        expect(apart or routing == "none", f"routing {routing!r}", "optimizers for gates and weights", found)
         of_gates -= mixed
     if of_gates - tx.frozen and routing == "none":
         hint = "is 'joint'; give one plain optax transformation to move gates and weights alike"

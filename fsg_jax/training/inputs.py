@@ -25,9 +25,8 @@ def select(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
         return found if isinstance(found, tuple) else (found,)
     keys = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     there = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    expect(
-        isinstance(batch, Mapping) and not set(keys) - {*batch}, "inputs", f"keys of the batch, {there}", repr(inputs)
-    )
+    fits = isinstance(batch, Mapping) and not set(keys) - {*batch}
+    expect(fits, "inputs", f"keys of the batch, {there}", repr(inputs))
     return tuple(batch[key] for key in keys)
 
 
