@@ -142,6 +142,8 @@ def _time_layer(bench: Bench, label: str, layer: Layer, makers: dict[str, Any]) 
     times = interleave(sides, settings.repeats, settings.seconds / 10)
     for side in missing:
         each = {name: time_row(times[f"{side} {name}"])["seconds"] for name in OPERATIONS if f"{side} {name}" in times}
+        if side == "JAX" and isinstance(layer.module, nn.BatchNorm):  # what was timed is both together
+            each["input gradient"] = max(0.0, each["input gradient"] - each["forward"])
         flops = layer.flops()
         rates = {f"{name} flops_per_second": flops / t for name, t in each.items()} if flops else {}
         bench.add(SUITE, label, side, **each, **rates)
@@ -160,7 +162,11 @@ def _sum(bench: Bench, side: str, layers: dict[str, Layer]) -> dict[str, float]:
 
 
 def jax_operations(settings: Settings, layer: Layer) -> dict[str, Side]:
-    """Forward and gradients in JAX, by name; of BatchNorm one gradient, with those of scale and bias."""
+    """Forward and gradients in JAX, by name.
+
+    The gradient of a convolution does not need its forward pass, which the compiler drops. That of BatchNorm, with
+    those of scale and bias, does: it is one function with the forward pass.
+    """
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], layer.shape, jnp.dtype(settings.precision))
     variables = layer.module.init(keys[1], x)
@@ -171,15 +177,17 @@ def jax_operations(settings: Settings, layer: Layer) -> dict[str, Side]:
         y, _ = layer.module.apply({"params": params, **rest}, x, mutable=["batch_stats"])
         return activate(y)
 
-    def gradient(pick: Callable[[Any], Any], x: jax.Array, params: Any, g: jax.Array) -> Any:
-        return pick(jax.vjp(forward, x, params)[1](g))  # the compiler drops what is not picked
+    def gradient(argument: int, x: jax.Array, params: Any, g: jax.Array) -> Any:
+        return jax.vjp(forward, x, params)[1](g)[argument]  # the compiler drops the other one
+
+    def both(x: jax.Array, params: Any, g: jax.Array) -> Any:
+        y, pull_back = jax.vjp(forward, x, params)
+        return y, pull_back(g)
 
     g = jax.random.normal(keys[2], jax.eval_shape(forward, x, params).shape, x.dtype)
-    calls: list[Callable[..., Any]] = [forward, partial(gradient, lambda both: both[0])]
+    calls: list[Callable[..., Any]] = [forward, both]
     if isinstance(layer.module, nn.Conv):
-        calls.append(partial(gradient, lambda both: both[1]))
-    else:
-        calls[1] = partial(gradient, lambda both: both)
+        calls[1:] = [partial(gradient, 0), partial(gradient, 1)]
     return {name: Side(partial(jax.jit(call), x, params, g)) for name, call in zip(OPERATIONS, calls, strict=False)}
 
 

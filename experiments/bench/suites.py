@@ -108,9 +108,9 @@ SUITES = {
     layers.SUITE: Suite(
         layers.time_layers,
         "Each layer of a convolutional network by itself. JAX: the module of the model, compiled; PyTorch: not "
-        "compiled. The input gradient of BatchNorm has those of scale and bias in it. Sums weigh every operation by "
-        "how often a step needs it; a sequential step needs, after the first gate, forward and input gradient twice, "
-        "and all the rest once.",
+        "compiled. The input gradient of BatchNorm has those of scale and bias in it; JAX's is the time of forward and "
+        "gradient in one program less that of forward. Sums weigh every operation by how often a step needs it; a "
+        "sequential step needs, after the first gate, forward and input gradient twice, and all the rest once.",
         [
             COUNT,
             *((f"{name}, ms", number("{:.3g}", 1e3, name)) for name in layers.OPERATIONS),
