@@ -71,6 +71,36 @@ def test_values_and_gradients_are_those_of_jax(batch, size, kernel, strides, pad
 
 
 @pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("size", [(2, 2), (1, 3)])
+def test_a_kernel_larger_than_the_image(size, strides, groups):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.float32(rng.normal(size=shape)) for shape in ((2, *size, 3), (5, 5, 3 // groups, 3)))
+    options = {"feature_group_count": groups}
+    got, expected = (value_and_gradients(conv, x, w, strides, "SAME", **options) for conv in (OURS, padded_first))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    run = partial(value_and_gradients, OURS, strides=strides, padding="SAME", **options)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(run)(x, w))
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+def test_few_pixels_and_many_channels(strides):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.float32(rng.normal(size=shape)) for shape in ((2, 5, 4, 256), (3, 3, 256, 256)))
+    w /= 48
+    got, expected = (value_and_gradients(conv, x, w, strides, "SAME") for conv in (OURS, JAX))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(lambda x, w: OURS(x, w, strides, "SAME"))(x, w))
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    rounded, exact = OURS(x, w, strides, "SAME"), OURS(x.astype(jnp.float32), w.astype(jnp.float32), strides, "SAME")
+    assert rounded.dtype == jnp.bfloat16
+    difference = jnp.abs(rounded.astype(jnp.float32) - exact)
+    assert (difference <= jnp.finfo(jnp.bfloat16).eps * jnp.abs(exact)).all(), "sums are of float32, rounded once"
+
+
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("shape", [(0, 5, 5, 3), (2, 2, 5, 3)])
 def test_no_pixels_have_gradients_of_0(shape, groups):
     x, w = jnp.ones(shape), jnp.ones((3, 3, 3 // groups, 3))

@@ -1,4 +1,4 @@
-"""A convolution that XLA's CPU backend computes fast, depthwise or with gradients inside loops and branches too.
+"""A convolution that XLA's CPU backend computes fast: depthwise, of small images, with gradients in loops and branches.
 
 That backend has fast kernels only for images (batch, height, width, channels) and kernels (height, width, in, out).
 Gradients of `jax.lax.conv_general_dilated` are convolutions of other layouts, which it rewrites at the top level of a
