@@ -68,7 +68,7 @@ def _sum_of_matrix_products(
     """
     axes = zip(x.shape[1:3], kernel.shape[:2], strides, padding, size, strict=True)
     rows, columns = ([_met(i, n, stride, low, out) for i in range(k)] for n, k, stride, (low, _), out in axes)
-    total = jnp.zeros((len(x), *size, kernel.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
+    dtype, products = jnp.promote_types(x.dtype, jnp.float32), []
     for i, (top, bottom, above) in enumerate(rows):
         for j, (left, right, before) in enumerate(columns):
             if top < bottom and left < right:
@@ -76,9 +76,10 @@ def _sum_of_matrix_products(
                 counts = (bottom - top, right - left)
                 stops = [a + (n - 1) * stride + 1 for a, n, stride in zip(starts, counts, strides, strict=True)]
                 met = lax.slice(x, (0, *starts, 0), (len(x), *stops, x.shape[-1]), (1, *strides, 1))
-                product = lax.dot(met.reshape(-1, x.shape[-1]), kernel[i, j], preferred_element_type=total.dtype)
+                product = lax.dot(met.reshape(-1, x.shape[-1]), kernel[i, j], preferred_element_type=dtype)
                 around = ((0, 0), (top, size[0] - bottom), (left, size[1] - right), (0, 0))
-                total = total + jnp.pad(product.reshape(len(x), *counts, -1), around)
+                products.append(jnp.pad(product.reshape(len(x), *counts, -1), around))
+    total = sum(products[1:], products[0]) if products else jnp.zeros((len(x), *size, kernel.shape[-1]), dtype)
     return total.astype(x.dtype)
 
 
