@@ -16,11 +16,13 @@ class Suite(NamedTuple):
       measure: adds the rows that are missing.
       note: how to read the table.
       columns: of the table, beside case and side.
+      former: its name in earlier records, if it had another.
     """
 
     measure: Callable[[Bench], None]
     note: str
     columns: Sequence[Column]
+    former: str = ""
 
 
 IMAGES = ("images/s", number("{:,.0f}", 1, "images_per_second"))
@@ -116,6 +118,7 @@ SUITES = {
             *((f"{name}, ms", number("{:.3g}", 1e3, name)) for name in layers.OPERATIONS),
             *((f"{name}, ms", number("{:.4g}", 1e3, name)) for name in layers.STEPS),
         ],
+        former="convolutions",
     ),
     lengths.TOKENS: Suite(
         lengths.compare_lengths,
@@ -169,6 +172,7 @@ def render(rows: Sequence[Row], facts: Row) -> str:
     named |= {"XLA flags": f"`{facts['xla_flags']}`"} if facts["xla_flags"] else {}
     parts = ["# Benchmark", "\n".join(f"- {name}: {value}" for name, value in named.items())]
     for name, suite in SUITES.items():
-        if chosen := [row for row in rows if row["suite"] == name and row["side"] != collectives.COMPILED]:
+        names = (name, suite.former)
+        if chosen := [row for row in rows if row["suite"] in names and row["side"] != collectives.COMPILED]:
             parts += [f"## {name}", suite.note, table(chosen, suite.columns)]
     return "\n\n".join(parts) + "\n"
