@@ -74,8 +74,8 @@ def ablate(args: AblateArgs) -> list[Any]:
     if not arms or len(set(arms)) < len(arms):
         raise UserError(f"--arms: expected one or more distinct arms, found {' '.join(arms)}")
     variants = args.experiment.variants(args.streams, args.folds)
-    suits = [make_task(variant.experiment, arm).seeds_together for fold in variants for variant in fold for arm in arms]
-    together = suits[0] if args.together is None else args.together
+    sizes = [make_task(variant.experiment, arm).seeds_together for fold in variants for variant in fold for arm in arms]
+    together = sizes[0] if args.together is None else args.together
     check_bounded("--together", together, 1, 10_000)
     numbers = range(args.first_seed, args.first_seed + seeds)
     groups = list(schedule(variants, arms, numbers, together, args.out))

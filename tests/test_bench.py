@@ -167,6 +167,7 @@ def test_layers(tmp_path):
     rows = {row["case"]: row for row in read_rows(tmp_path / ROWS) if row["side"] == "JAX"}
     for kind in ("convolution", "1x1 convolution", "BatchNorm and activation"):
         total = next(row for case, row in rows.items() if case.startswith(f"every {kind}"))
+        assert total["count"] == {"convolution": 17, "1x1 convolution": 3, "BatchNorm and activation": 20}[kind]
         plain = again = 0.0
         for layer in layers_of(RESNET, "resnet18"):
             if layer.kind == kind:

@@ -143,7 +143,7 @@ def _time_layer(bench: Bench, label: str, layer: Layer, makers: dict[str, Any]) 
     for side in missing:
         each = {name: time_row(times[f"{side} {name}"])["seconds"] for name in OPERATIONS if f"{side} {name}" in times}
         if side == "JAX" and isinstance(layer.module, nn.BatchNorm):  # what was timed is both together
-            each["input gradient"] = max(0.0, each["input gradient"] - each["forward"])
+            each["input gradient"] -= each["forward"]
         flops = layer.flops()
         rates = {f"{name} flops_per_second": flops / t for name, t in each.items()} if flops else {}
         bench.add(SUITE, label, side, **each, **rates)

@@ -20,7 +20,7 @@ from fsg_jax.models.depthwise import convolve_depthwise
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 FEW_PIXELS, MANY_CHANNELS = 7 * 7, 256
-"""Of a result, and of image and result, where a sum of matrix products is faster; measured on 2 cores, 16 images."""
+"""Of a result, and of image and result, where a sum of matrix products is faster on two cores, for 16 images."""
 Pairs = tuple[tuple[int, int], ...]
 
 Images = Float[Array, "batch _height _width _channels"]

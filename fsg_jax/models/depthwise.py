@@ -57,7 +57,7 @@ def _backward(strides: tuple[int, ...], padding: Pairs, saved: tuple[Any, Any], 
         none = jnp.zeros((1, g.shape[-1]), g.dtype)
         return jnp.concatenate([sums.get(tap, none) for tap in np.ndindex(kernel.shape[:2])])
 
-    most = max(IMAGES_AT_ONCE, PIXELS_AT_ONCE * len(g) // g.size)
+    most = min(len(g), max(IMAGES_AT_ONCE, PIXELS_AT_ONCE * len(g) // g.size))
     count = max(n for n in range(1, most + 1) if len(g) % n == 0)
     parts = jax.tree.map(lambda images: images.reshape(-1, count, *images.shape[1:]), (x, g))
     return of_images, lax.map(of_kernel, parts).sum(0).reshape(kernel.shape).astype(kernel.dtype)
@@ -78,12 +78,12 @@ def _shift(
     padded: Images, kernel: Kernel, strides: tuple[int, ...], padding: Pairs
 ) -> Iterator[tuple[tuple[int, int], Images]]:
     """Row and column of each tap of the kernel, with the pixels that it meets, unless they are all of the padding."""
-    axes = list(zip(padded.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
-    met = [[range(i, n - k + i + 1, stride) for i in range(k)] for n, k, stride, _ in axes]
-    real = [range(low, n - high) for n, _, _, (low, high) in axes]
-    for (i, rows), (j, columns) in product(enumerate(met[0]), enumerate(met[1])):
-        if not set(rows).isdisjoint(real[0]) and not set(columns).isdisjoint(real[1]):
-            yield (i, j), padded[:, rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step]
+    axes = []
+    for n, k, stride, (low, high) in zip(padded.shape[1:3], kernel.shape[:2], strides, padding, strict=True):
+        taps = ((i, range(i, n - k + i + 1, stride)) for i in range(k))
+        axes.append([(i, met) for i, met in taps if not set(met).isdisjoint(range(low, n - high))])
+    for (i, rows), (j, columns) in product(*axes):
+        yield (i, j), padded[:, rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step]
 
 
 def _pad(x: Images, padding: Pairs, strides: tuple[int, ...] = (1, 1)) -> Images:

@@ -209,11 +209,9 @@ def gate_pass(
         of_gates = set(jax.tree.leaves(labels[GATES]))
         mixed = of_gates & set(jax.tree.leaves({k: v for k, v in labels.items() if k != GATES}))
         expect(not mixed or mixed == everything, "labels", "labels of their own for gates", f"shared {sorted(mixed)}")
-        apart, found = (
-            not (of_gates and mixed),
-            "one for both; use fsg.routed(params=..., gates=...), or routing='none'",
-        )
-        expect(apart or routing == "none", f"routing {routing!r}", "optimizers for gates and weights", found)
+        apart = routing == "none" or not (of_gates and mixed)
+        found = "one for both; use fsg.routed(params=..., gates=...), or routing='none'"
+        expect(apart, f"routing {routing!r}", "optimizers for gates and weights", found)
         of_gates -= mixed
     if of_gates - tx.frozen and routing == "none":
         hint = "is 'joint'; give one plain optax transformation to move gates and weights alike"
