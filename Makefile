@@ -75,8 +75,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tests of the core under the newest Python that is there, for which pip finds newer versions of JAX and Flax than for 3.11.
-CORE := $(addprefix tests/test_,gates.py routing.py pytrees.py nnx.py penalties.py)
+# Tests of the core, and of bfloat16, under the newest Python that is there, for which pip finds newer versions of JAX and Flax than for 3.11.
+CORE := $(addprefix tests/test_,gates.py routing.py pytrees.py nnx.py penalties.py bfloat16.py)
 newest:
 	@for python in python3.14 python3.13 python3.12 $$(ls -d ~/.pyenv/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); do \
 	if $$python -c '' 2>/dev/null; then \

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from fsg_jax._barrier import before_reduction
 from fsg_jax._checks import check_positive
 from fsg_jax.gates.gate import check_floating, squash_in
 
@@ -78,7 +79,7 @@ class EfficientChannelAttention(nn.Module):
 
 
 def pool_channels(x: Shaped[Array, "batch ..."], axis: int) -> Float[Array, "batch channels"]:
-    """Float32 mean of each channel of each example.
+    """Mean of each channel of each example, in float32 or wider.
 
     Raises:
       ValueError: `axis` is out of range or is the batch; values that are not floating-point.
@@ -87,7 +88,7 @@ def pool_channels(x: Shaped[Array, "batch ..."], axis: int) -> Float[Array, "bat
     if not -x.ndim < axis < x.ndim or axis == 0:
         raise ValueError(f"axis: expected a channel axis of the input, of shape {x.shape}, found {axis}")
     others = tuple(i for i in range(1, x.ndim) if i != axis % x.ndim)
-    return x.astype(jnp.float32).mean(others)
+    return before_reduction(x).astype(jnp.promote_types(x.dtype, jnp.float32)).mean(others)
 
 
 def scale_channels(

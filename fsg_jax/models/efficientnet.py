@@ -284,7 +284,7 @@ class EfficientNet(nn.Module):
             x = apply_gate(gates.get("stage"), x, name=f"gate{index}", train=train)
 
         x = act(norm(name="top_bn")(conv(self.features, 1, name="top_conv")(x)))
-        x = x.astype(jnp.float32).mean((1, 2))
+        x = pool_channels(x, -1)
         x = nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
 

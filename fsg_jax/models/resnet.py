@@ -11,6 +11,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from fsg_jax._checks import check_choice, check_integer, check_positive, expect
+from fsg_jax.gates.channel_attention import pool_channels
 from fsg_jax.gates.sites import Shortcut, Site, Use, check_linear, factory_of, widths_below
 from fsg_jax.models.arguments import check_factory, check_images, check_widths
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
@@ -250,7 +251,7 @@ class ResNet(nn.Module):
                 x = block(features=self.width * 2**stage, strides=strides, widths=widths, name=name)(x, train)
             x = apply_gate(gates.get("stage"), x, name=f"gate{stage + 1}", train=train)
 
-        x = x.astype(jnp.float32).mean((1, 2))
+        x = pool_channels(x, -1)
         return nn.Dense(self.num_classes, kernel_init=fan_in_uniform, name="head")(x) if self.num_classes else x
 
 

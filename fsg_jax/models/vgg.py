@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.nn import initializers
 
+from fsg_jax._barrier import before_reduction
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates, expect
+from fsg_jax.gates.channel_attention import pool_channels
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of
 from fsg_jax.models.arguments import check_factory, check_widths
 from fsg_jax.models.efficientnet import TFBatchNorm
@@ -182,14 +184,14 @@ class VGG(AttentiveNetwork):
                 if last and self.taps == "after":
                     x = taps[level] = self.join(x, level)
                 x = apply_gate(gates.get("hidden"), x, name=name, train=train) if name in hidden else x
-        pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
+        pooled = pool_channels(x, -1)
         pooled = nn.Dropout(self.dropout, name="fc_drop")(pooled, deterministic=not train)
         return taps, linear(self.query_features, pooled.shape[-1], name="fc")(pooled)
 
 
 def max_pool(x: FeatureMaps) -> FeatureMaps:
     """The largest of every 2x2 pixels; an odd row or column is kept."""
-    return nn.max_pool(x, (2, 2), (2, 2), padding=((0, x.shape[1] % 2), (0, x.shape[2] % 2)))
+    return nn.max_pool(before_reduction(x), (2, 2), (2, 2), padding=((0, x.shape[1] % 2), (0, x.shape[2] % 2)))
 
 
 VGGS: dict[str, dict[str, Any]] = {
