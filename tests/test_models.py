@@ -17,6 +17,7 @@ from fsg_jax.gates.channel_attention import EfficientChannelAttention, SqueezeEx
 from fsg_jax.gates.gate import Gate
 from fsg_jax.models import ResidualBlock, create_model
 from fsg_jax.models.layers import DropPath
+from fsg_jax.models.vit import SelfAttention
 
 SAMPLED = functools.partial(Gate, kind="hard_concrete")
 CLOSED = functools.partial(Gate, kind="relu", logits_init="constant", init_value=0.0)
@@ -238,6 +239,38 @@ def test_both_attention_paths_agree(key):
     negligible = tiny("vit_tiny", attention_dropout=1e-9)
     out = negligible.apply(variables, images(), train=True, rngs={"dropout": key})
     np.testing.assert_allclose(out, tiny("vit_tiny").apply(variables, images()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gates", [{}, {"gate_placement": "hidden"}, {"output_gate": "headwise"}])
+def test_another_kernel_computes_the_same_attention(key, gates):
+    """It takes part in the backward pass, the gates' too, and steps aside where the weights themselves are wanted."""
+    calls = []
+
+    def attend(q, k, v):
+        calls.append(q.shape)
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+    plain = tiny("vit_tiny", Gate, **gates)
+    other = plain.clone(mixer=functools.partial(SelfAttention, attend=attend))
+    variables = plain.init(key, images())
+    assert other.gate_sites() == plain.gate_sites()
+    np.testing.assert_array_equal(*(jax.tree.leaves(m.init(key, images()))[-1] for m in (plain, other)))
+    calls.clear()
+    losses = [jax.value_and_grad(lambda v, m=m: jnp.sum(m.apply(v, images()) ** 2)) for m in (plain, other)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *(f(variables) for f in losses))
+    assert calls == [(4, 5, 3, 8)] * plain.depth
+
+    calls.clear()
+    kept = [m.apply(variables, images(), mutable=["attention"]) for m in (plain, other)]
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+    noisy = other.clone(attention_dropout=0.5)
+    noisy.apply(variables, images(), train=True, rngs={"dropout": key})
+    assert not calls
+
+
+def test_heads_of_an_injected_attention_divide_the_channels():
+    with pytest.raises(ValueError, match="num_heads: expected a divisor of dim 24, found 5"):
+        tiny("vit_tiny", mixer=functools.partial(SelfAttention, attend=None), num_heads=5)
 
 
 def test_drop_path_drops_whole_examples(key):

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,8 +20,13 @@ from fsg_jax import augment
 from fsg_jax.data.batches import shuffled
 from fsg_jax.data.images import ImageDataset
 from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
+from fsg_jax.models.vit import SelfAttention
 
 GATE_LEARNING_RATE = 1e-2
+ATTENTIONS = {"einsum": None} | {
+    kernel: partial(SelfAttention, attend=partial(jax.nn.dot_product_attention, implementation=kernel))
+    for kernel in ("xla", "cudnn")
+}
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW = {"lr": 1e-3, "weight_decay": 0.05}
 
@@ -30,7 +35,12 @@ def make_model(settings: Settings, name: str, *, gated: bool) -> nn.Module:
     """A model of the sizes of `settings`, float32 parameters, with sigmoid gates at their usual places or none."""
     sizes: dict[str, dict[str, Any]] = {
         "resnet18": {"width": settings.width},
-        "vit_tiny": {"patch_size": 4, "depth": settings.depth, "dim": settings.dim},
+        "vit_tiny": {
+            "patch_size": 4,
+            "depth": settings.depth,
+            "dim": settings.dim,
+            "mixer": ATTENTIONS[settings.attention],
+        },
         "efficientnet_b0": {},
     }
     options: dict[str, Any] = {"gate": fsg.Gate if gated else None, "dtype": jnp.dtype(settings.precision)}

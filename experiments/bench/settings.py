@@ -9,6 +9,7 @@ from fsg_jax._checks import check_integer, check_positive, expect
 MODELS = ("resnet18", "vit_tiny", "efficientnet_b0")
 PEERS = ("eager", "compile")
 PRECISIONS = ("float32", "bfloat16")
+ATTENTIONS = ("einsum", "xla", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Settings:
       width: channels of the first stage of a ResNet.
       depth: blocks of a ViT.
       dim: channels of a token of a ViT, a multiple of 3.
+      attention: of a ViT; ``"einsum"`` is the model's own, others are kernels of `jax.nn.dot_product_attention`.
       repeats: rounds of a measurement; in each round every side is timed once.
       seconds: about how long one side is timed in one round.
       peers: PyTorch peers, of `PEERS`.
@@ -47,6 +49,7 @@ class Settings:
     width: int = 64
     depth: int = 12
     dim: int = 192
+    attention: str = "einsum"
     repeats: int = 5
     seconds: float = 2.0
     peers: tuple[str, ...] = PEERS
@@ -82,7 +85,8 @@ class Settings:
     def label(self, model: str, batch: int | None = None) -> str:
         """What is measured, in words."""
         sizes = {"resnet18": f"width {self.width}, ", "vit_tiny": f"depth {self.depth}, dim {self.dim}, "}
-        return f"{model} ({sizes.get(model, '')}{self.image} px), batch {batch or self.batch}, {self.precision}"
+        kernel = f", attention by {self.attention}" if model.startswith("vit") and self.attention != "einsum" else ""
+        return f"{model} ({sizes.get(model, '')}{self.image} px{kernel}), batch {batch or self.batch}, {self.precision}"
 
 
 SMOKE_SIZES = {"batch": 4, "image": 8, "classes": 10, "width": 4, "depth": 1, "dim": 12, "examples": 64, "matmul": 64}

@@ -1,6 +1,6 @@
 """Vision Transformer with gates by injection (Dosovitskiy et al. 2021; Roffo et al. 2024)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -47,6 +47,10 @@ class SelfAttention(nn.Module):
       widths: ``{"gate_heads": heads, "gate": channels of all heads' outputs}``, where heads or channels were removed.
       gates: which there are: ``"gate_heads"``, one value a head, and ``"gate"``, on the heads' joined outputs.
       output_gate: a gate that depends on the input, before ``proj``; see `fsg_jax.models.output_gate`.
+      attend: ``attend(q, k, v)`` computes ``softmax(q k^T / sqrt(d)) v`` of arrays (batch, tokens, heads, d), in place
+        of the products here. It is not used where the weights are kept or dropped out, or where ``v`` has other
+        channels than ``q`` (`widths`). A model takes it as ``mixer=functools.partial(SelfAttention, attend=attend)``;
+        for NVIDIA's cuDNN, in bfloat16: ``functools.partial(jax.nn.dot_product_attention, implementation="cudnn")``.
 
     Where the collection ``"attention"`` is mutable, ``"class_token"`` in it is the attention of the class token to the
     patches before dropout, (batch, heads, rows, columns), float32: what the token pays to itself is left out, so that
@@ -61,8 +65,12 @@ class SelfAttention(nn.Module):
     widths: Mapping[str, int] = FrozenDict()
     gates: tuple[str, ...] = GATE_PLACEMENTS["hidden"]
     output_gate: str | None = None
+    attend: Callable[[Array, Array, Array], Array] | None = None
 
     output: ClassVar[str] = "proj"
+    told: ClassVar[tuple[str, ...]] = (
+        *("num_heads", "attention_dropout", "dropout", "dtype", "gate", "gates", "output_gate", "widths"),
+    )
 
     @nn.compact
     def __call__(self, x: Tokens, grid: tuple[int, int] | None = None, *, train: bool = False) -> Tokens:
@@ -80,15 +88,24 @@ class SelfAttention(nn.Module):
         qkv = nn.Dense(2 * heads * d + joined, dtype=self.dtype, kernel_init=WEIGHT_INIT, name="qkv")(x)
         parts = jnp.split(qkv, (heads * d, 2 * heads * d), axis=-1)
         q, k, v = (y.reshape(batch, tokens, heads, -1) for y in parts)
+        kept = grid if self.is_mutable_collection(ATTENTION) else None
+        if self.attend is None or kept or (train and self.attention_dropout) or v.shape != q.shape:
+            y = self._attend(q, k, v, kept, train)
+        else:
+            y = self.attend(q, k, v)
+        x = gate_output(self, y, x, kernel_init=WEIGHT_INIT, train=train)
+        x = nn.Dense(dim, dtype=self.dtype, kernel_init=WEIGHT_INIT, name="proj")(x)
+        return nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
+
+    def _attend(self, q: Array, k: Array, v: Array, grid: tuple[int, int] | None, train: bool) -> Array:
+        batch, tokens, heads, d = q.shape
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores * d**-0.5)
-        if grid is not None and tokens == 1 + grid[0] * grid[1] and self.is_mutable_collection(ATTENTION):
+        if grid is not None and tokens == 1 + grid[0] * grid[1]:
             keep(self, ATTENTION, "class_token", weights[:, :, 0, 1:].reshape(batch, heads, *grid))
         weights = weights.astype(v.dtype)
         weights = nn.Dropout(self.attention_dropout, name="attn_drop")(weights, deterministic=not train)
-        x = gate_output(self, jnp.einsum("bhqk,bkhd->bqhd", weights, v), x, kernel_init=WEIGHT_INIT, train=train)
-        x = nn.Dense(dim, dtype=self.dtype, kernel_init=WEIGHT_INIT, name="proj")(x)
-        return nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
     def gate_sites(self, dim: int) -> dict[str, Site]:
         """The sites of its gates for tokens of `dim` channels, paths within the module."""
@@ -247,7 +264,7 @@ class ViT(nn.Module):
         expect(not unused, "output_gate", f"None for the mixer {self.mixer}, which has no such gate", self.output_gate)
         for side in self.grid or ():
             check_integer("grid", side, 1)
-        if self.mixer is None and self.dim % self.num_heads:
+        if factory_of(self.mixer or SelfAttention) is SelfAttention and self.dim % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of dim {self.dim}, found {self.num_heads}")
         if self.pool == "token" and not self.class_token:
             raise ValueError(
@@ -291,10 +308,8 @@ class ViT(nn.Module):
         told: dict[str, Any] = {"gate": self.gate if gates else None, "gates": gates, "widths": widths}
         for name in ("num_heads", "attention_dropout", "dropout", "dtype", "output_gate", "conv"):
             told[name] = getattr(self, name)
-        if self.mixer is None:
-            told.pop("conv")
-            return partial(SelfAttention, **told)
-        return partial(self.mixer, **{name: told[name] for name in getattr(factory_of(self.mixer), "told", ())})
+        mixer = self.mixer or SelfAttention
+        return partial(mixer, **{name: told[name] for name in getattr(factory_of(mixer), "told", ())})
 
     @nn.nowrap
     def _mixer_sites(self, widths: Mapping[str, int]) -> dict[str, Site]:
