@@ -48,9 +48,11 @@ test-onnx: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,export]'
 	$(BIN)/python -m pytest -q -m onnx
 
-# With what is there: a machine with an accelerator may lack the extras, and a network to install them.
+# With what is there: a machine with an accelerator may lack the extras, and a network to install them. Which kernels are
+# fastest is not tried out, for that takes most of the time, and what they compute is the same.
 test-gpu:
-	JAX_PLATFORMS=$(GPU_PLATFORMS) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -m gpu tests/test_gpu.py
+	XLA_FLAGS="$(XLA_FLAGS) --xla_gpu_autotune_level=0" JAX_PLATFORMS=$(GPU_PLATFORMS) \
+	  $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -m gpu tests/test_gpu.py
 
 # The site in build/site: all code of the pages and the notebooks is run, and stands there with what it printed.
 docs: setup

@@ -25,6 +25,7 @@ from fsg_jax.data import ImageDataset
 from fsg_jax.data.batches import shuffled
 from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
 from fsg_jax.models import list_models
+from fsg_jax.models.fused_attention import fused_attention
 
 pytestmark = pytest.mark.gpu
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "reduced.json").read_text())
@@ -121,6 +122,24 @@ def test_the_numbers_are_those_of_the_cpu(routing):
     expected = train(jax.devices("cpu")[0], jnp.float32, routing)
     np.testing.assert_allclose(train(jax.devices()[0], jnp.float32, routing), expected, rtol=2e-3)
     np.testing.assert_allclose(train(jax.devices()[0], jnp.bfloat16, routing), expected, rtol=5e-2)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for NVIDIA's GPUs")
+@pytest.mark.parametrize("tokens", [64, 65])
+def test_attention_by_cudnn(tokens):
+    """Values and gradients, within the rounding of bf16; an odd number of tokens is padded."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 4, tokens, 3, 64), jnp.bfloat16)
+    found = []
+    for implementation in ("xla", "cudnn"):
+
+        def loss(q, k, v, implementation=implementation):
+            y = fused_attention(q, k, v, implementation=implementation)
+            return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+        (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        found.append([np.asarray(x, np.float32) for x in (y, *gradients)])
+    for ours, other in zip(*found, strict=True):
+        assert np.linalg.norm(ours - other) < 0.02 * np.linalg.norm(ours)
 
 
 @pytest.mark.parametrize("dispatch", ["scan", "loop"])

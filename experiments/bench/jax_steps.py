@@ -20,11 +20,12 @@ from fsg_jax import augment
 from fsg_jax.data.batches import shuffled
 from fsg_jax.data.images import ImageDataset
 from fsg_jax.data.resident import chunk_rows, make_resident_steps, put_dataset
+from fsg_jax.models.fused_attention import fused_attention
 from fsg_jax.models.vit import SelfAttention
 
 GATE_LEARNING_RATE = 1e-2
 ATTENTIONS = {"einsum": None} | {
-    kernel: partial(SelfAttention, attend=partial(jax.nn.dot_product_attention, implementation=kernel))
+    kernel: partial(SelfAttention, attend=partial(fused_attention, implementation=kernel))
     for kernel in ("xla", "cudnn")
 }
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}

@@ -25,7 +25,8 @@ class Settings:
       width: channels of the first stage of a ResNet.
       depth: blocks of a ViT.
       dim: channels of a token of a ViT, a multiple of 3.
-      attention: of a ViT; ``"einsum"`` is the model's own, others are kernels of `jax.nn.dot_product_attention`.
+      attention: of a ViT; ``"einsum"`` is the model's own, others are implementations of
+        `fsg_jax.models.fused_attention`.
       repeats: rounds of a measurement; in each round every side is timed once.
       seconds: about how long one side is timed in one round.
       peers: PyTorch peers, of `PEERS`.

@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
       attend: ``attend(q, k, v)`` computes ``softmax(q k^T / sqrt(d)) v`` of arrays (batch, tokens, heads, d), in place
         of the products here. It is not used where the weights are kept or dropped out, or where ``v`` has other
         channels than ``q`` (`widths`). A model takes it as ``mixer=functools.partial(SelfAttention, attend=attend)``;
-        for NVIDIA's cuDNN, in bfloat16: ``functools.partial(jax.nn.dot_product_attention, implementation="cudnn")``.
+        that of cuDNN is `fsg_jax.models.fused_attention.fused_attention`.
 
     Where the collection ``"attention"`` is mutable, ``"class_token"`` in it is the attention of the class token to the
     patches before dropout, (batch, heads, rows, columns), float32: what the token pays to itself is left out, so that

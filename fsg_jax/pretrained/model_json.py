@@ -29,6 +29,7 @@ from fsg_jax.models import (
     vit,
 )
 from fsg_jax.models.convolution import conv_general_dilated
+from fsg_jax.models.fused_attention import fused_attention
 
 MODELS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
@@ -48,7 +49,7 @@ def _modules_in(*modules: Any) -> dict[str, Any]:
 FACTORIES: dict[str, Callable[..., Any]] = {
     **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit, vig, experts, spatial_attention),
     **{cls.__name__: cls for cls in (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Conv)},
-    **{function.__name__: function for function in (gate.xavier, gate.he, conv_general_dilated)},
+    **{function.__name__: function for function in (gate.xavier, gate.he, conv_general_dilated, fused_attention)},
 }
 """Classes and functions that attributes can name: parts of the library's models, and Flax's norms and convolution."""
 
