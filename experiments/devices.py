@@ -22,6 +22,8 @@ from experiments import xla_flags
 from experiments.errors import UserError
 from fsg_jax._files import BusyError
 from fsg_jax.linen.init_state import once_options
+from fsg_jax.models import create_model, efficientnet, resnet
+from fsg_jax.models.batch_norm import FastBatchNorm
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.efficientnet import EFFICIENTNETS
 from fsg_jax.models.preact_resnet import PREACT_RESNETS
@@ -37,7 +39,10 @@ CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS, *VIGS, *VGGS, *PREACT_RESNETS}
 
 
 FAST_CONVOLUTION = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
-"""One object, so that models with it are equal and share their programs."""
+FAST_NORMS: dict[Any, Any] = {
+    norm: partial(FastBatchNorm, **norm.keywords) for norm in (resnet.BatchNorm, efficientnet.TFBatchNorm)
+}
+"""By the norm in whose place they are. One object each, so that models with it are equal and share their programs."""
 
 
 class Placement(NamedTuple):
@@ -122,10 +127,11 @@ def seeds_together(model: str) -> int:
 
 
 def model_options(name: str) -> dict[str, Any]:
-    """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions that are fast there."""
+    """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions and norms fast there."""
     if jax.default_backend() != "cpu" or name not in CONVOLUTIONAL:
         return {}
-    return {"conv": FAST_CONVOLUTION}
+    norm = FAST_NORMS.get(create_model(name, num_classes=1).norm)
+    return {"conv": FAST_CONVOLUTION} | ({"norm": norm} if norm else {})
 
 
 def memory() -> int:

@@ -14,6 +14,7 @@ from fsg_jax._checks import check_choice, check_integer, check_positive, check_r
 from fsg_jax.gates.channel_attention import pool_channels, scale_channels
 from fsg_jax.gates.sites import Shortcut, Site, Use, check_linear, factory_of
 from fsg_jax.models.arguments import check_factory, check_images, check_widths
+from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
 from fsg_jax.models.layers import DropPath, FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
 from fsg_jax.models.resnet import BatchNorm
 
@@ -210,13 +211,13 @@ class EfficientNet(nn.Module):
           ValueError: convolutions or norms of which it is not known.
         """
         check_linear("conv", self.conv, nn.Conv)
-        check_linear("norm", self.norm, nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+        check_linear("norm", self.norm, *NORMS)
         sites: dict[str, Site] = {}
         for k, (name, stage, channels, shortcut) in enumerate(self.blocks):
             if stage.expansion != 1:
                 parts = ("expand_conv", "expand_bn", "depthwise_conv", "depthwise_bn", *["se/fc2"] * self.squeeze)
                 made = tuple(Use(f"{name}/{part}", "out") for part in parts)
-                made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
+                made = made if factory_of(self.norm) in BATCH_NORMS else ()  # others mix the channels
                 read = tuple(Use(f"{name}/{part}", "in") for part in ("project_conv", *["se/fc1"] * self.squeeze))
                 width = self.widths.get(f"{name}/gate1", channels * stage.expansion)
                 sites[f"{name}/gate1"] = Site(width, read, made=made)

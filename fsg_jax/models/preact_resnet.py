@@ -15,6 +15,7 @@ from jax.nn import initializers
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates, expect
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of, widths_below
 from fsg_jax.models.arguments import check_factory, check_widths
+from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate
 from fsg_jax.models.resnet import BatchNorm
 from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, scale_init
@@ -134,13 +135,13 @@ class PreActResNet(AttentiveNetwork):
           ValueError: convolutions or norms of which it is not known.
         """
         check_linear("conv", self.conv, nn.Conv)
-        check_linear("norm", self.norm, nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+        check_linear("norm", self.norm, *NORMS)
         sites: dict[str, Site] = {}
         for stage, name in self.blocks:
             features, own = self.width * 2 ** (stage - 1), widths_below(self.widths, name)
             for i in (1, 2):
                 made: tuple[Use, ...] = (Use(f"{name}/conv{i}", "out"), Use(f"{name}/bn{i + 1}", "out"))
-                made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
+                made = made if factory_of(self.norm) in BATCH_NORMS else ()  # others mix the channels
                 read = (Use(f"{name}/conv{i + 1}", "in"),)
                 sites[f"{name}/gate{i}"] = Site(own.get(f"gate{i}", features), read, made=made)
             if self.gate_placement == "residual":

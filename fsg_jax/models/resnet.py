@@ -14,6 +14,7 @@ from fsg_jax._checks import check_choice, check_integer, check_positive, expect
 from fsg_jax.gates.channel_attention import pool_channels
 from fsg_jax.gates.sites import Shortcut, Site, Use, check_linear, factory_of, widths_below
 from fsg_jax.models.arguments import check_factory, check_images, check_widths
+from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
 
 STEMS = ("cifar", "imagenet")
@@ -186,7 +187,7 @@ class ResNet(nn.Module):
           ValueError: convolutions or norms of which it is not known, or a block that does not tell its `convolutions`.
         """
         check_linear("conv", self.conv, nn.Conv)
-        check_linear("norm", self.norm, nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+        check_linear("norm", self.norm, *NORMS)
         n, blocks, sites = self.block.convolutions, self.blocks, {}
         expect(n, f"{self.block.__name__}.convolutions", "the number of convolutions", n)
         end = (
@@ -196,7 +197,7 @@ class ResNet(nn.Module):
             features, widths = self.width * 2**stage, widths_below(self.widths, name)
             for i in range(1, n):
                 made = tuple(Use(f"{name}/{part}{i}", "out") for part in ("conv", "bn"))
-                made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
+                made = made if factory_of(self.norm) in BATCH_NORMS else ()  # others mix the channels
                 read = (Use(f"{name}/conv{i + 1}", "in"),)
                 sites[f"{name}/gate{i}"] = Site(widths.get(f"gate{i}", features), read, made=made)
             channels, read = features * self.block.expansion, (Use(f"{following}/conv1", "in"),)

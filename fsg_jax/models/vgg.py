@@ -14,6 +14,7 @@ from fsg_jax._checks import check_choice, check_integer, check_positive, check_r
 from fsg_jax.gates.channel_attention import pool_channels
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of
 from fsg_jax.models.arguments import check_factory, check_widths
+from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
 from fsg_jax.models.efficientnet import TFBatchNorm
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate
 from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, scale_init
@@ -147,12 +148,12 @@ class VGG(AttentiveNetwork):
           ValueError: convolutions or norms of which it is not known.
         """
         check_linear("conv", self.conv, nn.Conv)
-        check_linear("norm", self.norm, nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+        check_linear("norm", self.norm, *NORMS)
         sites: dict[str, Site] = {}
         for name, unit, reader in self._hidden():
             s = int(unit.removeprefix("stage").split("_")[0]) - 1
             made: tuple[Use, ...] = (Use(f"{unit}/conv", "out"), Use(f"{unit}/bn", "out"))
-            made = made if factory_of(self.norm) is nn.BatchNorm else ()  # others mix the channels
+            made = made if factory_of(self.norm) in BATCH_NORMS else ()  # others mix the channels
             channels = self.widths.get(name, self.width * self.stages[s][0])
             sites[name] = Site(channels, (Use(reader, "in"),), made=made)
         if self.gate_placement == "stage":

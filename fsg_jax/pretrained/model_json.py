@@ -28,6 +28,7 @@ from fsg_jax.models import (
     vig,
     vit,
 )
+from fsg_jax.models.batch_norm import NORMS
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.fused_attention import fused_attention
 
@@ -48,7 +49,7 @@ def _modules_in(*modules: Any) -> dict[str, Any]:
 
 FACTORIES: dict[str, Callable[..., Any]] = {
     **_modules_in(gate, channel_attention, layers, resnet, efficientnet, vit, vig, experts, spatial_attention),
-    **{cls.__name__: cls for cls in (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Conv)},
+    **{cls.__name__: cls for cls in (*NORMS, nn.Conv)},
     **{function.__name__: function for function in (gate.xavier, gate.he, conv_general_dilated, fused_attention)},
 }
 """Classes and functions that attributes can name: parts of the library's models, and Flax's norms and convolution."""

@@ -1,0 +1,108 @@
+"""The BatchNorm of CPU commands is Flax's: parameters, statistics, values, gradients, and what asks for it."""
+
+import itertools
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden_steps import TX
+from reduced import inputs, labels, reduced, variables
+
+import fsg_jax as fsg
+from experiments import devices
+from fsg_jax.linen.batch_stats import recalibrate
+from fsg_jax.models.batch_norm import FastBatchNorm
+from fsg_jax.models.resnet import BatchNorm
+from fsg_jax.pretrained import load_pretrained, save_pretrained
+
+FAST = partial(FastBatchNorm, momentum=0.9, epsilon=1e-5)
+OPTIONS = [
+    {},
+    {"dtype": jnp.bfloat16},
+    {"use_scale": False},
+    {"use_bias": False},
+    {"use_fast_variance": False},
+    {"axis": 1},
+    {"scale_init": nn.initializers.zeros_init()},
+]
+
+
+@pytest.mark.parametrize(("options", "train"), list(itertools.product(OPTIONS, [True, False])))
+def test_is_as_flax_has_it(options, train):
+    x, g = jax.random.normal(jax.random.key(0), (2, 4, 5, 3, 6)) * jnp.arange(1, 7.0).reshape(1, 1, 1, 1, 6) + 3
+    modules = [cls(use_running_average=not train, **options) for cls in (nn.BatchNorm, FastBatchNorm)]
+    weights = [module.init(jax.random.key(1), x) for module in modules]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+    moved = jax.tree.map(lambda leaf: leaf + 0.3, weights[0])
+
+    def run(module, weights, x):
+        y, state = module.apply(weights, x, mutable=["batch_stats"])
+        return (
+            y,
+            jax.vjp(lambda w, x: module.apply(w, x, mutable=["batch_stats"])[0], weights, x)[1](g.astype(y.dtype)),
+            state,
+        )
+
+    small = 2e-2 if "dtype" in options else 2e-5
+    ours, theirs = (jax.jit(partial(run, module))(moved, x) for module in reversed(modules))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=small, atol=small * float(jnp.abs(b).max()))
+
+
+def test_a_mask_and_forward_mode():
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 5))
+    flax, fast = (cls(use_running_average=False) for cls in (nn.BatchNorm, FastBatchNorm))
+    weights, mask = flax.init(jax.random.key(1), x), jnp.arange(8)[:, None] < 6
+    both = [m.apply(weights, x, mask=mask, mutable=["batch_stats"]) for m in (flax, fast)]
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    tangents = [
+        jax.jvp(lambda x, m=m: m.apply(weights, x, mutable=["batch_stats"])[0], (x,), (t,))[1] for m in (flax, fast)
+    ]
+    np.testing.assert_allclose(*tangents, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("efficientnet_b0", marks=pytest.mark.slow)])
+def test_a_model_takes_the_same_step(name):
+    states = []
+    for norm in (BatchNorm, FAST):
+        model, before = reduced(name, norm=norm), variables(name)
+        state = fsg.init_state(model, TX, jax.random.key(0), inputs(name), variables=before)
+        step = fsg.make_train_step(fsg.losses.cross_entropy, "sequential")
+        states.append(step(state, {"image": inputs(name), "label": labels()}))
+    flax, fast = (state.variables for state, _ in states)
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(flax), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()))
+    assert reduced(name, norm=FAST).gate_sites() == reduced(name).gate_sites()
+
+
+def test_statistics_of_frozen_layers_stay_and_are_measured_anew(tmp_path):
+    name = "resnet18"
+    model, before = reduced(name, norm=FAST), variables(name)
+    body = {"body": "(params|batch_stats)/layer1_0/.*"}
+    tx = fsg.routed(labels=body, body=None, params=optax.sgd(0.1), gates=optax.sgd(0.1))
+    state = fsg.init_state(model, tx, jax.random.key(0), inputs(name), variables=before)
+    after, _ = fsg.make_train_step(fsg.losses.cross_entropy)(state, {"image": inputs(name), "label": labels()})
+    stats = after.variables["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, stats["layer1_0"], before["batch_stats"]["layer1_0"])
+    assert not np.array_equal(stats["bn1"]["mean"], before["batch_stats"]["bn1"]["mean"])
+
+    anew = [recalibrate(reduced(name, norm=norm), before, [inputs(name)]) for norm in (FAST, BatchNorm)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *anew)
+    save_pretrained(tmp_path / "model", model, before)
+    norm = load_pretrained(tmp_path / "model").model.norm
+    assert (norm.func, norm.keywords) == (FAST.func, FAST.keywords)
+
+
+def test_commands_on_a_cpu_take_it():
+    for name in sorted(devices.CONVOLUTIONAL):
+        norm = devices.model_options(name).get("norm")
+        assert (norm is None) == name.startswith("vig")
+        assert norm is None or (norm.func, norm.keywords) == (
+            FastBatchNorm,
+            fsg.create_model(name, num_classes=1).norm.keywords,
+        )
