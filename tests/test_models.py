@@ -269,9 +269,23 @@ def test_another_kernel_computes_the_same_attention(key, gates):
     assert not calls
 
 
-def test_heads_of_an_injected_attention_divide_the_channels():
+@pytest.mark.parametrize("heads", [functools.partial(SelfAttention, 2), functools.partial(SelfAttention, num_heads=2)])
+def test_what_a_factory_of_attention_sets_stays(key, heads):
+    shapes = []
+
+    def attend(q, k, v):
+        shapes.append(q.shape)
+        return q
+
+    model = tiny("vit_tiny", Gate, mixer=functools.partial(heads, attend=attend))
+    model.apply(model.init(key, images()), images())
+    assert shapes == [(4, 5, 2, 12)] * model.depth
+
+
+def test_heads_of_an_injected_attention_divide_the_channels(key):
+    model = tiny("vit_tiny", mixer=functools.partial(SelfAttention, 5))
     with pytest.raises(ValueError, match="num_heads: expected a divisor of dim 24, found 5"):
-        tiny("vit_tiny", mixer=functools.partial(SelfAttention, attend=None), num_heads=5)
+        model.init(key, images())
 
 
 def test_drop_path_drops_whole_examples(key):

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +31,14 @@ def check_factory(argument: str, factory: object) -> None:
             f"{argument}: expected None or a factory (a module class or a functools.partial of one), found "
             f"{factory!r}. Pass {argument}=Gate or {argument}=functools.partial(Gate, ...), not {argument}=Gate(...)"
         )
+
+
+def bound_arguments(factory: Any) -> set[str]:
+    """Names of the arguments that a `functools.partial` of a module class sets; none of the class itself."""
+    names, count = set[str](), 0
+    while isinstance(factory, partial):
+        names, count, factory = names | factory.keywords.keys(), count + len(factory.args), factory.func
+    return names | set(list(inspect.signature(factory).parameters)[:count])
 
 
 def takes(module: nn.Module, argument: str) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates, expect
 from fsg_jax.gates.sites import Site, Use, factory_of, widths_below
-from fsg_jax.models.arguments import check_factory, check_images, check_widths, takes
+from fsg_jax.models.arguments import bound_arguments, check_factory, check_images, check_widths, takes
 from fsg_jax.models.layers import DropPath, LayerScale, Mlp, ModuleDef, PatchEmbed, Tokens, apply_gate
 from fsg_jax.models.output_gate import OUTPUT_GATES, gate_output, output_gate_uses
 from fsg_jax.models.positions import RULES, resize_positions, square
@@ -82,6 +82,7 @@ class SelfAttention(nn.Module):
           train: draw dropout.
         """
         batch, tokens, dim = x.shape
+        expect(dim % self.num_heads == 0, "num_heads", f"a divisor of dim {dim}", self.num_heads)
         heads, d = self.widths.get("gate_heads", self.num_heads), dim // self.num_heads
         joined = self.widths.get("gate", heads * d)
         expect(joined % heads == 0, "widths['gate']", f"a multiple of {heads} heads", joined)
@@ -193,7 +194,7 @@ class ViT(nn.Module):
         that; None is `SelfAttention`. One whose class has a string ``output``, the name of the linear layer that it
         ends in, can absorb the gate on its branch. One whose class has ``told``, names among ``num_heads``,
         ``attention_dropout``, ``dropout``, ``dtype``, ``gate``, ``gates``, ``output_gate``, ``widths`` and ``conv``, is
-        made with these; its method ``gate_sites(dim)`` then tells the sites of the gates.
+        made with those that the factory does not set; its method ``gate_sites(dim)`` then tells the sites of the gates.
       dtype: of the computation up to the pooling.
       remat: recompute each block in the backward pass; same variables, less memory.
       gelu: ``"exact"``, as in timm; ``"tanh"``, the approximation with which Google's ViTs were trained.
@@ -264,7 +265,7 @@ class ViT(nn.Module):
         expect(not unused, "output_gate", f"None for the mixer {self.mixer}, which has no such gate", self.output_gate)
         for side in self.grid or ():
             check_integer("grid", side, 1)
-        if factory_of(self.mixer or SelfAttention) is SelfAttention and self.dim % self.num_heads:
+        if self.mixer is None and self.dim % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of dim {self.dim}, found {self.num_heads}")
         if self.pool == "token" and not self.class_token:
             raise ValueError(
@@ -309,7 +310,8 @@ class ViT(nn.Module):
         for name in ("num_heads", "attention_dropout", "dropout", "dtype", "output_gate", "conv"):
             told[name] = getattr(self, name)
         mixer = self.mixer or SelfAttention
-        return partial(mixer, **{name: told[name] for name in getattr(factory_of(mixer), "told", ())})
+        wanted = set(getattr(factory_of(mixer), "told", ())) - bound_arguments(mixer)
+        return partial(mixer, **{name: value for name, value in told.items() if name in wanted})
 
     @nn.nowrap
     def _mixer_sites(self, widths: Mapping[str, int]) -> dict[str, Site]:
