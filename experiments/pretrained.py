@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -14,7 +14,9 @@ from experiments.config import BaseExperiment, change
 from experiments.errors import UserError
 from fsg_jax._checks import expect
 from fsg_jax._files import json_digest
+from fsg_jax.gates.sites import factory_of
 from fsg_jax.linen.gate_kinds import kind_of
+from fsg_jax.models.batch_norm import BATCH_NORMS
 from fsg_jax.training.checkpoint_files import checksums
 from fsg_jax.typing import GATES, PyTree
 
@@ -121,4 +123,12 @@ def check_same(model: nn.Module, of_file: nn.Module) -> None:
     expect(type(model) is type(of_file), "model.name", f"a {type(of_file).__name__}, as in the file", model)
     for name in (f.name for f in dataclasses.fields(of_file) if f.name not in OWN):
         found, wanted = getattr(model, name), getattr(of_file, name)
-        expect(found == wanted, f"model: {name}", f"that of model.pretrained, {wanted!r}", found)
+        same = _by_options(found) == _by_options(wanted)
+        expect(same, f"model: {name}", f"that of model.pretrained, {wanted!r}", found)
+
+
+def _by_options(value: Any) -> Any:
+    """A factory of BatchNorm as its options, whichever class computes it; other values as they are."""
+    if factory_of(value) not in BATCH_NORMS:
+        return value
+    return (value.args, value.keywords) if isinstance(value, partial) else ((), {})

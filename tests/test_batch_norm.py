@@ -13,7 +13,7 @@ from golden_steps import TX
 from reduced import inputs, labels, reduced, variables
 
 import fsg_jax as fsg
-from experiments import devices
+from experiments import devices, pretrained
 from fsg_jax.linen.batch_stats import recalibrate
 from fsg_jax.models.batch_norm import FastBatchNorm
 from fsg_jax.models.resnet import BatchNorm
@@ -106,3 +106,12 @@ def test_commands_on_a_cpu_take_it():
             FastBatchNorm,
             fsg.create_model(name, num_classes=1).norm.keywords,
         )
+
+
+def test_weights_trained_with_one_start_a_network_with_the_other():
+    flax, fast = reduced("resnet18"), reduced("resnet18", norm=partial(FastBatchNorm, momentum=0.9, epsilon=1e-5))
+    for model, of_file in ((flax, fast), (fast, flax), (fast, fast.clone(norm=FAST))):
+        pretrained.check_same(model, of_file)
+    other = fast.clone(norm=partial(FastBatchNorm, momentum=0.9, epsilon=1e-3))
+    with pytest.raises(ValueError, match="model: norm: expected that"):
+        pretrained.check_same(other, flax)
