@@ -7,10 +7,10 @@ of gates for the models: ``create_model("resnet18", num_classes=100, gate=Squeez
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from fsg_jax._barrier import before_reduction
 from fsg_jax._checks import check_positive
 from fsg_jax.gates.gate import check_floating, squash_in
 
@@ -89,6 +89,16 @@ def pool_channels(x: Shaped[Array, "batch ..."], axis: int) -> Float[Array, "bat
         raise ValueError(f"axis: expected a channel axis of the input, of shape {x.shape}, found {axis}")
     others = tuple(i for i in range(1, x.ndim) if i != axis % x.ndim)
     return before_reduction(x).astype(jnp.promote_types(x.dtype, jnp.float32)).mean(others)
+
+
+def before_reduction(x: Array) -> Array:
+    """`x`, to be summed or pooled: where its type is below 32 bits, what comes before is computed apart.
+
+    The CPU compiler of jaxlib 0.11 and 0.12 joins a reduction with all convolutions that lead to it. From two of them
+    on, in bfloat16, the program gives NaN or any value, unless XLA has the flag
+    ``--xla_cpu_experimental_ynn_fusion_type=-reduce``.
+    """
+    return jax.lax.optimization_barrier(x) if x.dtype.itemsize < 4 else x
 
 
 def scale_channels(

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.nn import initializers
 
-from fsg_jax._barrier import before_reduction
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates, expect
-from fsg_jax.gates.channel_attention import pool_channels
+from fsg_jax.gates.channel_attention import before_reduction, pool_channels
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of
 from fsg_jax.models.arguments import check_factory, check_widths
 from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
