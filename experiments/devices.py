@@ -130,8 +130,13 @@ def model_options(name: str) -> dict[str, Any]:
     """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions and norms fast there."""
     if jax.default_backend() != "cpu" or name not in CONVOLUTIONAL:
         return {}
+    return {"conv": FAST_CONVOLUTION} | fast_norm(name)
+
+
+def fast_norm(name: str) -> dict[str, Any]:
+    """The argument ``norm`` that computes a model's BatchNorm by `FastBatchNorm`; none if it has another norm."""
     norm = FAST_NORMS.get(create_model(name, num_classes=1).norm)
-    return {"conv": FAST_CONVOLUTION} | ({"norm": norm} if norm else {})
+    return {"norm": norm} if norm else {}
 
 
 def memory() -> int:

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import tiny
 from cases import fast
 
-from experiments.bench import collectives, epochs
+from experiments.bench import collectives, epochs, jax_steps
 from experiments.bench.__main__ import TABLE, bench, parse
 from experiments.bench.comparisons import MODES, STEP, _over_first, _waiting, compare
 from experiments.bench.jax_steps import make_state
@@ -24,6 +25,8 @@ from experiments.bench.settings import default_settings
 from experiments.bench.suites import SUITES, render
 from experiments.bench.timing import Side, interleave, quartiles, time_row
 from experiments.errors import UserError
+from fsg_jax.models.batch_norm import FastBatchNorm
+from fsg_jax.models.vit import SelfAttention
 
 ROOT = Path(__file__).parents[1]
 
@@ -287,6 +290,21 @@ def test_settings_from_the_command_line():
     assert settings == replace(VIT, batch=2, seeds=(2, 3))
     _, default = parse([])
     assert default == default_settings("cpu")
+
+
+def test_the_kernels_of_a_model_can_be_chosen():
+    _, settings = parse(["--smoke", "--attention", "xla", "--batch-norm", "flax"])
+    plain = replace(settings, attention="einsum", batch_norm="fast")
+    norms = [jax_steps.make_model(s, "resnet18", gated=False).norm.func for s in (settings, plain)]
+    assert norms == [nn.BatchNorm, FastBatchNorm]
+    vit, usual = (jax_steps.make_model(s, "vit_tiny", gated=False) for s in (settings, plain))
+    assert (vit.mixer.func, usual.mixer) == (SelfAttention, None)
+    labels = [s.label(name) for s in (settings, plain) for name in ("resnet18", "vit_tiny")]
+    assert [("attention by xla" in each, "BatchNorm flax" in each) for each in labels[:2]] == [
+        (False, True),
+        (True, False),
+    ]
+    assert len(set(labels)) == 4
 
 
 @pytest.mark.parametrize(

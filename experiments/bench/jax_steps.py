@@ -45,7 +45,11 @@ def make_model(settings: Settings, name: str, *, gated: bool) -> nn.Module:
         "efficientnet_b0": {},
     }
     options: dict[str, Any] = {"gate": fsg.Gate if gated else None, "dtype": jnp.dtype(settings.precision)}
-    return fsg.create_model(name, num_classes=settings.classes, **options, **sizes[name], **devices.model_options(name))
+    suited = devices.model_options(name)
+    if settings.batch_norm != "auto" and not name.startswith("vit"):
+        suited.pop("norm", None)
+        suited |= devices.fast_norm(name) if settings.batch_norm == "fast" else {}
+    return fsg.create_model(name, num_classes=settings.classes, **options, **sizes[name], **suited)
 
 
 def make_optimizer(name: str, routing: str) -> Any:
