@@ -49,7 +49,7 @@ test-onnx: setup
 	$(BIN)/python -m pytest -q -m onnx
 
 # With what is there: a machine with an accelerator may lack the extras, and a network to install them. Which kernels are
-# fastest is not tried out, for that takes most of the time, and what they compute is the same.
+# fastest is not tried out: that takes time, and these tests ask what is computed.
 test-gpu:
 	XLA_FLAGS="$(XLA_FLAGS) --xla_gpu_autotune_level=0" JAX_PLATFORMS=$(GPU_PLATFORMS) \
 	  $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -m gpu tests/test_gpu.py
@@ -77,7 +77,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tests of the core, and of bfloat16, under the newest Python that is there, for which pip finds newer versions of JAX and Flax than for 3.11.
+# Tests of the core, and of bfloat16, under the newest Python that is there, for which pip finds newer versions of JAX and
+# Flax than for 3.11.
 CORE := $(addprefix tests/test_,gates.py routing.py pytrees.py nnx.py penalties.py bfloat16.py)
 newest:
 	@for python in python3.14 python3.13 python3.12 $$(ls -d ~/.pyenv/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); do \

@@ -40,12 +40,9 @@ def test_is_as_flax_has_it(options, train):
     moved = jax.tree.map(lambda leaf: leaf + 0.3, weights[0])
 
     def run(module, weights, x):
-        y, state = module.apply(weights, x, mutable=["batch_stats"])
-        return (
-            y,
-            jax.vjp(lambda w, x: module.apply(w, x, mutable=["batch_stats"])[0], weights, x)[1](g.astype(y.dtype)),
-            state,
-        )
+        apply = partial(module.apply, mutable=["batch_stats"])
+        y, pull_back, state = jax.vjp(apply, weights, x, has_aux=True)
+        return y, pull_back(g.astype(y.dtype)), state
 
     small = 2e-2 if "dtype" in options else 2e-5
     ours, theirs = (jax.jit(partial(run, module))(moved, x) for module in reversed(modules))
