@@ -22,14 +22,15 @@ from experiments import xla_flags
 from experiments.errors import UserError
 from fsg_jax._files import BusyError
 from fsg_jax.linen.init_state import once_options
-from fsg_jax.models import create_model, efficientnet, resnet
-from fsg_jax.models.batch_norm import FastBatchNorm
+from fsg_jax.models import create_model, efficientnet, resnet, vit
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.efficientnet import EFFICIENTNETS
+from fsg_jax.models.norms import FastBatchNorm, FastLayerNorm
 from fsg_jax.models.preact_resnet import PREACT_RESNETS
 from fsg_jax.models.resnet import RESNETS
 from fsg_jax.models.vgg import VGGS
 from fsg_jax.models.vig import VIGS
+from fsg_jax.models.vit import VITS
 from fsg_jax.training import sharding
 
 T = TypeVar("T")
@@ -40,7 +41,12 @@ CONVOLUTIONAL = {*RESNETS, *EFFICIENTNETS, *VIGS, *VGGS, *PREACT_RESNETS}
 
 FAST_CONVOLUTION = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 FAST_NORMS: dict[Any, Any] = {
-    norm: partial(FastBatchNorm, **norm.keywords) for norm in (resnet.BatchNorm, efficientnet.TFBatchNorm)
+    norm: partial(fast, **norm.keywords)
+    for norm, fast in (
+        (resnet.BatchNorm, FastBatchNorm),
+        (efficientnet.TFBatchNorm, FastBatchNorm),
+        (vit.LayerNorm, FastLayerNorm),
+    )
 }
 """By the norm in whose place they are. One object each, so that models with it are equal and share their programs."""
 
@@ -128,13 +134,13 @@ def seeds_together(model: str) -> int:
 
 def model_options(name: str) -> dict[str, Any]:
     """Arguments of `fsg_jax.create_model` that suit the device: on a CPU, convolutions and norms fast there."""
-    if jax.default_backend() != "cpu" or name not in CONVOLUTIONAL:
+    if jax.default_backend() != "cpu" or name not in CONVOLUTIONAL | VITS.keys():
         return {}
-    return {"conv": FAST_CONVOLUTION} | fast_norm(name)
+    return ({"conv": FAST_CONVOLUTION} if name in CONVOLUTIONAL else {}) | fast_norm(name)
 
 
 def fast_norm(name: str) -> dict[str, Any]:
-    """The argument ``norm`` that computes a model's BatchNorm by `FastBatchNorm`; none if it has another norm."""
+    """The argument ``norm`` that computes a model's norm by another class, of `FAST_NORMS`; none if there is none."""
     norm = FAST_NORMS.get(create_model(name, num_classes=1).norm)
     return {"norm": norm} if norm else {}
 

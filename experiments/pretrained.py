@@ -16,7 +16,7 @@ from fsg_jax._checks import expect
 from fsg_jax._files import json_digest
 from fsg_jax.gates.sites import factory_of
 from fsg_jax.linen.gate_kinds import kind_of
-from fsg_jax.models.batch_norm import BATCH_NORMS
+from fsg_jax.models.norms import FASTER
 from fsg_jax.training.checkpoint_files import checksums
 from fsg_jax.typing import GATES, PyTree
 
@@ -128,7 +128,8 @@ def check_same(model: nn.Module, of_file: nn.Module) -> None:
 
 
 def _by_options(value: Any) -> Any:
-    """A factory of BatchNorm as its options, whichever class computes it; other values as they are."""
-    if factory_of(value) not in BATCH_NORMS:
+    """A factory of a norm as what it computes and its options, whichever class does so; other values as they are."""
+    norm = FASTER.get(factory_of(value), factory_of(value))
+    if norm not in FASTER.values():
         return value
-    return (value.args, value.keywords) if isinstance(value, partial) else ((), {})
+    return (norm, value.args, value.keywords) if isinstance(value, partial) else (norm, (), {})

@@ -25,7 +25,7 @@ from experiments.bench.settings import default_settings
 from experiments.bench.suites import SUITES, render
 from experiments.bench.timing import Side, interleave, quartiles, time_row
 from experiments.errors import UserError
-from fsg_jax.models.batch_norm import FastBatchNorm
+from fsg_jax.models.norms import FastBatchNorm, FastLayerNorm
 from fsg_jax.models.vit import SelfAttention
 
 ROOT = Path(__file__).parents[1]
@@ -293,17 +293,15 @@ def test_settings_from_the_command_line():
 
 
 def test_the_kernels_of_a_model_can_be_chosen():
-    _, settings = parse(["--smoke", "--attention", "xla", "--batch-norm", "flax"])
-    plain = replace(settings, attention="einsum", batch_norm="fast")
-    norms = [jax_steps.make_model(s, "resnet18", gated=False).norm.func for s in (settings, plain)]
-    assert norms == [nn.BatchNorm, FastBatchNorm]
-    vit, usual = (jax_steps.make_model(s, "vit_tiny", gated=False) for s in (settings, plain))
-    assert (vit.mixer.func, usual.mixer) == (SelfAttention, None)
+    _, settings = parse(["--smoke", "--attention", "xla", "--norm", "flax"])
+    plain = replace(settings, attention="einsum", norm="fast")
+    (resnet, vit), usual = (
+        [jax_steps.make_model(s, name, gated=False) for name in ("resnet18", "vit_tiny")] for s in (settings, plain)
+    )
+    assert [m.norm.func for m in (resnet, vit, *usual)] == [nn.BatchNorm, nn.LayerNorm, FastBatchNorm, FastLayerNorm]
+    assert (vit.mixer.func, usual[1].mixer) == (SelfAttention, None)
     labels = [s.label(name) for s in (settings, plain) for name in ("resnet18", "vit_tiny")]
-    assert [("attention by xla" in each, "BatchNorm flax" in each) for each in labels[:2]] == [
-        (False, True),
-        (True, False),
-    ]
+    assert [("attention by xla" in each, "norm flax" in each) for each in labels[:2]] == [(False, True), (True, True)]
     assert len(set(labels)) == 4
 
 

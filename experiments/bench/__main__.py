@@ -16,7 +16,7 @@ import jax
 
 from experiments import provenance, xla_flags
 from experiments.bench.measurements import Bench
-from experiments.bench.settings import ATTENTIONS, BATCH_NORMS, MODELS, PEERS, PRECISIONS, Settings, default_settings
+from experiments.bench.settings import ATTENTIONS, MODELS, NORMS, PEERS, PRECISIONS, Settings, default_settings
 from experiments.bench.suites import SUITES, render
 from experiments.errors import run_main
 from experiments.run_folder import writing_to
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settin
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--attention", choices=ATTENTIONS, help="of a ViT")
-    parser.add_argument("--batch-norm", choices=BATCH_NORMS, help="of a convolutional network")
+    parser.add_argument("--norm", choices=NORMS, help="whose class computes BatchNorm and LayerNorm")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="PyTorch peers; none if given without a value")
     parser.add_argument("--compile-mode", help="mode of torch.compile")
     parser.add_argument("--seconds", type=float, help="wall time of one sample of one side")

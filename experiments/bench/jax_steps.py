@@ -46,9 +46,9 @@ def make_model(settings: Settings, name: str, *, gated: bool) -> nn.Module:
     }
     options: dict[str, Any] = {"gate": fsg.Gate if gated else None, "dtype": jnp.dtype(settings.precision)}
     suited = devices.model_options(name)
-    if settings.batch_norm != "auto" and not name.startswith("vit"):
+    if settings.norm != "auto":
         suited.pop("norm", None)
-        suited |= devices.fast_norm(name) if settings.batch_norm == "fast" else {}
+        suited |= devices.fast_norm(name) if settings.norm == "fast" else {}
     return fsg.create_model(name, num_classes=settings.classes, **options, **sizes[name], **suited)
 
 

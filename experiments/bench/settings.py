@@ -10,7 +10,7 @@ MODELS = ("resnet18", "vit_tiny", "efficientnet_b0")
 PEERS = ("eager", "compile")
 PRECISIONS = ("float32", "bfloat16")
 ATTENTIONS = ("einsum", "xla", "cudnn")
-BATCH_NORMS = ("auto", "flax", "fast")
+NORMS = ("auto", "flax", "fast")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Settings:
       dim: channels of a token of a ViT, a multiple of 3.
       attention: of a ViT; ``"einsum"`` is the model's own, others are implementations of
         `fsg_jax.models.fused_attention`.
-      batch_norm: of a convolutional network: ``"flax"``, ``"fast"`` (`fsg_jax.models.batch_norm`), or ``"auto"``, what
-        commands take on the device.
+      norm: ``"flax"``, ``"fast"`` (`fsg_jax.models.norms`), or ``"auto"``, what commands take on the device.
       repeats: rounds of a measurement; in each round every side is timed once.
       seconds: about how long one side is timed in one round.
       peers: PyTorch peers, of `PEERS`.
@@ -54,7 +53,7 @@ class Settings:
     depth: int = 12
     dim: int = 192
     attention: str = "einsum"
-    batch_norm: str = "auto"
+    norm: str = "auto"
     repeats: int = 5
     seconds: float = 2.0
     peers: tuple[str, ...] = PEERS
@@ -91,7 +90,7 @@ class Settings:
         """What is measured, in words."""
         sizes = {"resnet18": f"width {self.width}, ", "vit_tiny": f"depth {self.depth}, dim {self.dim}, "}
         kernel = f", attention by {self.attention}" if model.startswith("vit") and self.attention != "einsum" else ""
-        kernel += f", BatchNorm {self.batch_norm}" if not model.startswith("vit") and self.batch_norm != "auto" else ""
+        kernel += f", norm {self.norm}" if self.norm != "auto" else ""
         return f"{model} ({sizes.get(model, '')}{self.image} px{kernel}), batch {batch or self.batch}, {self.precision}"
 
 

@@ -66,7 +66,7 @@ def gelu(x: Array) -> Array:
 
     Computed with ``erf``, and in float32 at least whatever the type of `x`, as in PyTorch. JAX's own function uses
     ``erfc``, which is more precise far below 0 and slower, rounds every step to the type of `x`, and keeps two arrays
-    for the backward pass; this one keeps its derivative.
+    for the backward pass; this one keeps `x`.
     """
     wide = _at_least_float32(x)
     return (wide * _normal_distribution(wide)).astype(x.dtype)
@@ -75,10 +75,14 @@ def gelu(x: Array) -> Array:
 @gelu.defjvp
 def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
+    return gelu(x), _times_slope(x, tangent)
+
+
+@jax.checkpoint
+def _times_slope(x: Array, tangent: Array) -> Array:
     wide = _at_least_float32(x)
     density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
-    slope = _normal_distribution(wide) + wide * density
-    return gelu(x), tangent * slope.astype(x.dtype)
+    return tangent * (_normal_distribution(wide) + wide * density).astype(x.dtype)
 
 
 def _at_least_float32(x: Array) -> Array:

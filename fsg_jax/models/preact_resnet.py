@@ -15,8 +15,8 @@ from jax.nn import initializers
 from fsg_jax._checks import check_choice, check_integer, check_positive, check_rates, expect
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of, widths_below
 from fsg_jax.models.arguments import check_factory, check_widths
-from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate
+from fsg_jax.models.norms import BATCH_NORMS, NORMS
 from fsg_jax.models.resnet import BatchNorm
 from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, scale_init
 from fsg_jax.models.vgg import VGGNorm, max_pool

@@ -14,8 +14,8 @@ from fsg_jax._checks import check_choice, check_integer, check_positive, expect
 from fsg_jax.gates.channel_attention import pool_channels
 from fsg_jax.gates.sites import Shortcut, Site, Use, check_linear, factory_of, widths_below
 from fsg_jax.models.arguments import check_factory, check_images, check_widths
-from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate, fan_in_uniform
+from fsg_jax.models.norms import BATCH_NORMS, NORMS
 
 STEMS = ("cifar", "imagenet")
 GATE_PLACEMENTS = ("stage", "block", "residual", "hidden")

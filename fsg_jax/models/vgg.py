@@ -13,9 +13,9 @@ from fsg_jax._checks import check_choice, check_integer, check_positive, check_r
 from fsg_jax.gates.channel_attention import before_reduction, pool_channels
 from fsg_jax.gates.sites import Site, Use, check_linear, factory_of
 from fsg_jax.models.arguments import check_factory, check_widths
-from fsg_jax.models.batch_norm import BATCH_NORMS, NORMS
 from fsg_jax.models.efficientnet import TFBatchNorm
 from fsg_jax.models.layers import FeatureMaps, ModuleDef, apply_gate
+from fsg_jax.models.norms import BATCH_NORMS, NORMS
 from fsg_jax.models.spatial_attention import AttentiveNetwork, Vectors, linear, scale_init
 
 GATE_PLACEMENTS = ("stage", "hidden")

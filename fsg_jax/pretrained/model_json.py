@@ -28,9 +28,9 @@ from fsg_jax.models import (
     vig,
     vit,
 )
-from fsg_jax.models.batch_norm import NORMS
 from fsg_jax.models.convolution import conv_general_dilated
 from fsg_jax.models.fused_attention import fused_attention
+from fsg_jax.models.norms import NORMS
 
 MODELS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
