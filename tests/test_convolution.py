@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import fsg_jax as fsg
 from fsg_jax.models.convolution import LAYOUT, conv_general_dilated
 from fsg_jax.models.efficientnet import Stage
+from fsg_jax.models.winograd import convolve_winograd
 
 JAX = partial(jax.lax.conv_general_dilated, dimension_numbers=LAYOUT)
 OURS = partial(conv_general_dilated, dimension_numbers=LAYOUT)
@@ -98,6 +99,56 @@ def test_few_pixels_and_many_channels(strides):
     assert rounded.dtype == jnp.bfloat16
     difference = jnp.abs(rounded.astype(jnp.float32) - exact)
     assert (difference <= jnp.finfo(jnp.bfloat16).eps * jnp.abs(exact)).all(), "sums are of float32, rounded once"
+
+
+def in_float64(x, kernel, padding):
+    """The convolution of stride 1 as its definition says."""
+    x = np.pad(np.float64(x), [(0, 0), *padding, (0, 0)])
+    size = [n - 2 for n in x.shape[1:3]]
+    taps = ((i, j, x[:, i : i + size[0], j : j + size[1]]) for i in range(3) for j in range(3))
+    return sum(np.einsum("bhwc,cd->bhwd", part, np.float64(kernel[i, j])) for i, j, part in taps)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    padding=st.tuples(*[st.tuples(st.integers(1, 3), st.integers(1, 3))] * 2),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_fewer_multiplications_give_the_same_sums(size, padding, channels):
+    rng = np.random.default_rng(sum(size))
+    x, w = (np.float32(rng.normal(size=shape)) for shape in ((2, *size, channels[0]), (3, 3, *channels)))
+    y = convolve_winograd(jnp.asarray(x), jnp.asarray(w), padding)
+    np.testing.assert_allclose(y, in_float64(x, w, padding), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 2), (2, 1))])
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)])
+def test_many_channels_have_fewer_multiplications(size, padding):
+    """No more rounding than in JAX's convolution, and as few in the gradient of the images."""
+    rng = np.random.default_rng(0)
+    x, w = (np.float32(rng.normal(size=shape)) for shape in ((2, *size, 128), (3, 3, 128, 128)))
+    w /= 34
+    got, expected = (value_and_gradients(conv, x, w, (1, 1), padding) for conv in (OURS, JAX))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    pads = jax.lax.padtype_to_pads(size, (3, 3), (1, 1), padding) if isinstance(padding, str) else padding
+    exact = in_float64(x, w, pads)
+    ours, theirs = (np.sqrt(np.mean((y[0] - exact) ** 2)) for y in (got, expected))
+    assert ours < 2 * theirs
+    run = partial(value_and_gradients, OURS, strides=(1, 1), padding=padding)
+    assert str(jax.make_jaxpr(run)(x, w)).count("conv_general_dilated[") == 1, "that of the kernel's gradient"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strides", "padding"),
+    [(jnp.bfloat16, (1, 1), "SAME"), (jnp.float32, (2, 2), "SAME"), (jnp.float32, (1, 1), ((1, -1), (1, 1)))],
+)
+def test_and_others_have_not(dtype, strides, padding):
+    x, w = jnp.ones((1, 8, 8, 128), dtype), jnp.ones((3, 3, 128, 128), dtype)
+    program = jax.make_jaxpr(lambda x, w: OURS(x, w, strides, padding))
+    assert "conv_general_dilated" in str(program(x, w))
+    assert "conv_general_dilated" in str(program(x[..., :64], w[:, :, :64]))
 
 
 @pytest.mark.parametrize("groups", [1, 3])

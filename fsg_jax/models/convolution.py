@@ -17,10 +17,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fsg_jax.models.depthwise import convolve_depthwise
+from fsg_jax.models.winograd import convolve_winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 FEW_PIXELS, MANY_CHANNELS = 7 * 7, 256
 """Of a result, and of image and result, where a sum of matrix products is faster on two cores, for 16 images."""
+WINOGRAD_CHANNELS = 128
+"""Of image and result, from which on fewer multiplications are faster, for 8 to 128 images of 8x8 to 28x28."""
 Pairs = tuple[tuple[int, int], ...]
 
 Images = Float[Array, "batch _height _width _channels"]
@@ -121,7 +124,15 @@ def _is_plain(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: Images, kernel: Kernel, strides: tuple[int, ...], padding: Pairs) -> Images:
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
+    return _apply(x, kernel, strides, padding, (1, 1))
+
+
+def _apply(x: Images, kernel: Kernel, strides: tuple[int, ...], padding: Pairs, spread: tuple[int, ...]) -> Images:
+    usual = kernel.shape[:2] == (3, 3) and tuple(strides) == tuple(spread) == (1, 1)
+    pays = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and jnp.finfo(x.dtype).bits >= 32
+    if usual and pays and min(min(pair) for pair in padding) >= 0:
+        return convolve_winograd(x, kernel, padding)
+    return lax.conv_general_dilated(x, kernel, strides, padding, lhs_dilation=spread, dimension_numbers=LAYOUT)
 
 
 def _forward(x: Images, kernel: Kernel, strides: tuple[int, ...], padding: Pairs) -> tuple[Images, tuple[Any, Any]]:
@@ -140,7 +151,7 @@ def _backward(strides: tuple[int, ...], padding: Pairs, saved: tuple[Any, Any], 
         kernel_pads.append((low, (n - 1) * stride + k - size - low))
     # The output's gradient, spread by the strides, with the kernel turned by 180 degrees.
     turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    of_images = lax.conv_general_dilated(g, turned, (1, 1), image_pads, lhs_dilation=strides, dimension_numbers=LAYOUT)
+    of_images = _apply(g, turned, (1, 1), tuple(image_pads), strides)
     # The images with the output's gradient, channels in the place of images and images in that of channels.
     swapped, window = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(g, (1, 2, 0, 3))
     out = lax.conv_general_dilated(swapped, window, (1, 1), kernel_pads, rhs_dilation=strides, dimension_numbers=LAYOUT)
