@@ -129,7 +129,8 @@ def check_same(model: nn.Module, of_file: nn.Module) -> None:
 
 def _by_options(value: Any) -> Any:
     """A factory of a norm as what it computes and its options, whichever class does so; other values as they are."""
-    norm = FASTER.get(factory_of(value), factory_of(value))
-    if norm not in FASTER.values():
+    own = factory_of(value)
+    norm = next((slow for fast, slow in FASTER.items() if own in (fast, slow)), None)
+    if norm is None:
         return value
     return (norm, value.args, value.keywords) if isinstance(value, partial) else (norm, (), {})

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import pytest
 import tiny
 from cases import fast
 
-from experiments.bench import collectives, epochs, jax_steps
+from experiments.bench import collectives, epochs, jax_steps, operations
 from experiments.bench.__main__ import TABLE, bench, parse
 from experiments.bench.comparisons import MODES, STEP, _over_first, _waiting, compare
 from experiments.bench.jax_steps import make_state
@@ -83,6 +84,55 @@ def test_input(tmp_path):
     rows = run(VIT, "input", tmp_path)
     assert set(rows) == {"step on one batch", "Grain", "device-resident"}
     assert all("waiting" in rows[name] for name in ("Grain", "device-resident"))
+
+
+def test_operations(tmp_path):
+    """Products of all blocks are one row, and the rows add up to the whole."""
+    bench(replace(VIT, depth=2), ["operations"], tmp_path)
+    rows = read_rows(tmp_path / ROWS)
+    for mode, backward in (("plain", 4), ("sequential", 8)):
+        case = {row["side"]: row for row in rows if row["case"].startswith(f"{mode} step")}
+        whole, parts = case.pop("all operations"), case.values()
+        assert sum(row["seconds"] for row in parts) == pytest.approx(whole["seconds"])
+        assert sum(row["share"] for row in parts) == pytest.approx(1)
+        assert sum(row["count"] for row in parts) == whole["count"]
+        assert whole["step"] > 0
+        products = [row["count"] for name, row in case.items() if name == "backward blocks_#/mlp/fc#/dot_general"]
+        assert products in ([], [backward])  # none where other operations took longer
+    bench(replace(VIT, depth=2), ["operations"], tmp_path, resume=True)
+    assert read_rows(tmp_path / ROWS) == rows
+
+
+PROGRAM = """
+  %fusion.3 = f32[8]{0} fusion(%p), metadata={op_name="jit(step)/jvp(ViT)/blocks_11/attn/attn._attend/dot_general"}
+  ROOT %gemm_fusion_dot.7 = f32[8] fusion(%p), metadata={op_name="jit(step)/transpose(jvp(V))/mlp/jvp(V)/mlp/fc2/mul"}
+  %multiply.1 = f32[] multiply(%a, %b), metadata={op_name="jit(step)/add"}
+  %copy.12 = f32[8]{0} copy(%p)
+  %while.5 = (f32[8]) while(%t), metadata={op_name="jit(step)/while"}
+"""
+
+
+def test_operations_are_named_by_pass_and_module():
+    """On a GPU a kernel may state the command buffer that it is in, and a library's has no name in the program."""
+    names = operations.operation_names(PROGRAM)
+    assert names == {
+        "fusion.3": "forward blocks_#/attn/dot_general",
+        "gemm_fusion_dot.7": "backward mlp/fc#/mul",
+        "multiply.1": "update add",
+        "copy.12": "copy",
+    }
+
+    def event(name, operation):
+        return SimpleNamespace(name=name, stats=[("hlo_op", operation)] if operation else [], duration_ns=2)
+
+    kernels = [event("k", "fusion.3")]
+    kernels += [event(name, "command_buffer_1") for name in ("gemm_fusion_dot_7", "nvjet_tst_1")]
+    kernels += [event("launch", None), event("while.5", "while.5")]
+    host = SimpleNamespace(name="/host:CPU", lines=[SimpleNamespace(events=kernels[:1] + kernels[3:])])
+    device = SimpleNamespace(name="/device:GPU:0", lines=[SimpleNamespace(events=kernels[:4])])
+    assert list(operations.times_of([host], names)) == [("forward blocks_#/attn/dot_general", 2)]
+    found = [name for name, _ in operations.times_of([host, device], names)]
+    assert found == ["forward blocks_#/attn/dot_general", "backward mlp/fc#/mul", "library nvjet"]
 
 
 def test_waiting_is_what_exceeds_the_step_in_the_same_round():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments.bench import collectives, comparisons, epochs
+from experiments.bench import collectives, comparisons, epochs, operations
 from experiments.bench import layer_times as layers
 from experiments.bench import sequence_lengths as lengths
 from experiments.bench.measurements import Bench, Column, Row, number, prefixed, table
@@ -119,6 +119,19 @@ SUITES = {
             *((f"{name}, ms", number("{:.4g}", 1e3, name)) for name in layers.STEPS),
         ],
         former="convolutions",
+    ),
+    operations.SUITE: Suite(
+        operations.time_operations,
+        "Operations of a step by JAX's profiler, over 5 steps, those of all blocks or stages together: pass, module, "
+        "and the last operation of a kernel that does several. Share: of the sum over all. On a CPU several run at "
+        "once, so that the sum is not the step, whose time is without the profiler.",
+        [
+            COUNT,
+            ("ms a step", number("{:.2f}", 1e3, "seconds")),
+            ("share", number("{:.1%}", 1, "share")),
+            ("step, ms", number("{:.1f}", 1e3, "step")),
+            NOTE,
+        ],
     ),
     lengths.TOKENS: Suite(
         lengths.compare_lengths,
