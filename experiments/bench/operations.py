@@ -1,6 +1,7 @@
 """Where the time of a training step goes: its operations, as JAX's profiler times them, by the module they come from.
 
-On a CPU several operations run at once, and their times add up to more than the step; on a GPU they are of kernels.
+On a GPU the times are those of kernels. On a CPU several operations run at once, and XLA's own convolutions, and some
+products, go to other threads: their time is the one until then.
 """
 
 import itertools

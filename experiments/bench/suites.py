@@ -124,7 +124,8 @@ SUITES = {
         operations.time_operations,
         "Operations of a step by JAX's profiler, over 5 steps, those of all blocks or stages together: pass, module, "
         "and the last operation of a kernel that does several. Share: of the sum over all. On a CPU several run at "
-        "once, so that the sum is not the step, whose time is without the profiler.",
+        "once, and convolutions that XLA gives to other threads have the time until then, so that the sum is not the "
+        "step, whose time is without the profiler.",
         [
             COUNT,
             ("ms a step", number("{:.2f}", 1e3, "seconds")),
