@@ -1,4 +1,4 @@
-"""A convolution that XLA's CPU backend computes fast: depthwise, of small images, with gradients in loops and branches.
+"""A convolution that XLA's CPU backend computes fast: depthwise, of small images, of many channels, in loops.
 
 That backend has fast kernels only for images (batch, height, width, channels) and kernels (height, width, in, out).
 Gradients of `jax.lax.conv_general_dilated` are convolutions of other layouts, which it rewrites at the top level of a
@@ -35,9 +35,9 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Any, padding: A
 
         nn.Conv(64, (3, 3), conv_general_dilated=conv_general_dilated)
 
-    Values and gradients are those of JAX's function; forward-mode and second derivatives are not supported. It applies
-    to two spatial dimensions in the layout ``("NHWC", "HWIO", "NHWC")`` without dilation, and without groups or with a
-    group for each channel (depthwise); anything else is passed on to JAX's function.
+    Values and gradients are those of JAX's function but for rounding; forward-mode and second derivatives are not
+    supported. It applies to two spatial dimensions in the layout ``("NHWC", "HWIO", "NHWC")`` without dilation, and
+    without groups or with a group for each channel (depthwise); anything else is passed on to JAX's function.
     """
     groups = options.get("feature_group_count", 1)
     depthwise = 1 < groups == lhs.shape[-1] == rhs.shape[-1]
