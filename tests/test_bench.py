@@ -86,8 +86,9 @@ def test_input(tmp_path):
     assert all("waiting" in rows[name] for name in ("Grain", "device-resident"))
 
 
-def test_operations(tmp_path):
+def test_operations(tmp_path, monkeypatch):
     """Products of all blocks are one row, and the rows add up to the whole."""
+    monkeypatch.setattr(operations, "SHOWN", 1000)
     bench(replace(VIT, depth=2), ["operations"], tmp_path)
     rows = read_rows(tmp_path / ROWS)
     for mode, backward in (("plain", 4), ("sequential", 8)):
@@ -97,8 +98,7 @@ def test_operations(tmp_path):
         assert sum(row["share"] for row in parts) == pytest.approx(1)
         assert sum(row["count"] for row in parts) == whole["count"]
         assert whole["step"] > 0
-        products = [row["count"] for name, row in case.items() if name == "backward blocks_#/mlp/fc#/dot_general"]
-        assert products in ([], [backward])  # none where other operations took longer
+        assert case["backward blocks_#/mlp/fc#/dot_general"]["count"] == backward
     bench(replace(VIT, depth=2), ["operations"], tmp_path, resume=True)
     assert read_rows(tmp_path / ROWS) == rows
 

@@ -142,7 +142,12 @@ def test_many_channels_have_fewer_multiplications(size, padding):
 
 @pytest.mark.parametrize(
     ("dtype", "strides", "padding"),
-    [(jnp.bfloat16, (1, 1), "SAME"), (jnp.float32, (2, 2), "SAME"), (jnp.float32, (1, 1), ((1, -1), (1, 1)))],
+    [
+        (jnp.bfloat16, (1, 1), "SAME"),
+        (jnp.int32, (1, 1), "SAME"),
+        (jnp.float32, (2, 2), "SAME"),
+        (jnp.float32, (1, 1), ((1, -1), (1, 1))),
+    ],
 )
 def test_and_others_have_not(dtype, strides, padding):
     x, w = jnp.ones((1, 8, 8, 128), dtype), jnp.ones((3, 3, 128, 128), dtype)

@@ -7,7 +7,6 @@ products, go to other threads: their time is the one until then.
 import itertools
 import re
 import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from experiments.bench import jax_steps
 from experiments.bench.comparisons import MODES
 from experiments.bench.measurements import Bench
 from experiments.bench.settings import Settings
+from experiments.bench.timing import interleave, time_row
 
 SUITE = "operations"
 STEPS, SHOWN = 5, 20
@@ -38,11 +38,11 @@ def time_operations(bench: Bench) -> None:
             if not seconds:
                 bench.add(SUITE, case, ALL, note="not measured: the profiler of this device names no operations")
                 continue
-            total, there = sum(seconds.values()), {row["side"] for row in bench.of(SUITE, case)}
+            total = sum(seconds.values())
             most = dict(sorted(seconds.items(), key=lambda item: -item[1])[:SHOWN])
             most[OTHERS] = total - sum(most.values())
             counts[OTHERS] = sum(counts.values()) - sum(counts[name] for name in most)
-            for name in (name for name in most if name not in there):
+            for name in bench.missing(SUITE, case, most):
                 bench.add(SUITE, case, name, seconds=most[name], count=counts[name], share=most[name] / total)
             bench.add(SUITE, case, ALL, seconds=total, count=sum(counts[name] for name in most), step=step)
 
@@ -53,10 +53,7 @@ def _profile(settings: Settings, model: str, mode: Mapping[str, Any]) -> tuple[d
     state, batch = jax_steps.make_state(settings, model, **mode), jax.device_put(jax_steps.make_batch(settings))
     compiled = step.lower(state, batch).compile()
     side = jax_steps.side(compiled, state, itertools.repeat((batch,)))
-    side.run(3)
-    start = time.perf_counter()
-    side.run(STEPS)
-    alone = (time.perf_counter() - start) / STEPS
+    times = interleave({"step": side}, settings.repeats, settings.seconds)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             side.run(STEPS)
@@ -66,7 +63,8 @@ def _profile(settings: Settings, model: str, mode: Mapping[str, Any]) -> tuple[d
     for name, nanoseconds in times_of(planes, operation_names(compiled.as_text())):
         seconds[name] += nanoseconds / 1e9 / STEPS
         counts[name] += 1
-    return seconds, Counter({name: round(count / STEPS) for name, count in counts.items()}), alone
+    counts = Counter({name: round(count / STEPS) for name, count in counts.items()})
+    return seconds, counts, time_row(times["step"])["seconds"]
 
 
 def times_of(planes: Sequence[Any], names: Mapping[str, str]) -> Iterator[tuple[str, float]]:

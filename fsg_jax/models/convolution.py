@@ -129,7 +129,7 @@ def _convolve(x: Images, kernel: Kernel, strides: tuple[int, ...], padding: Pair
 
 def _apply(x: Images, kernel: Kernel, strides: tuple[int, ...], padding: Pairs, spread: tuple[int, ...]) -> Images:
     usual = kernel.shape[:2] == (3, 3) and tuple(strides) == tuple(spread) == (1, 1)
-    pays = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and jnp.finfo(x.dtype).bits >= 32
+    pays = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and x.dtype in ("float32", "float64")
     if usual and pays and min(min(pair) for pair in padding) >= 0:
         return convolve_winograd(x, kernel, padding)
     return lax.conv_general_dilated(x, kernel, strides, padding, lhs_dilation=spread, dimension_numbers=LAYOUT)
